@@ -1,0 +1,1 @@
+//! libvirt (being written).

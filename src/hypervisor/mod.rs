@@ -1,0 +1,209 @@
+//! What runs VMs: libvirt, or QEMU as a child of our own. Knows [`DomainSpec`] and nothing of
+//! images and stores.
+//!
+//! ```text
+//!   unknown ──define──▶ stopped ──start──▶ running ──stop, guest powers off──▶ stopped
+//!      ▲                   │                  (paused: libvirt only, on an error of QEMU's)
+//!      └─────undefine──────┘
+//! ```
+//!
+//! Everything a VM prints on its first serial port is in [`DomainSpec::console_log`] under both,
+//! so reading a console is reading that file; only typing differs.
+
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
+pub mod qemu;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use crate::domain::{DomainName, DomainSpec};
+
+/// Something that runs VMs.
+#[async_trait]
+pub trait Hypervisor: fmt::Debug + Send + Sync {
+    /// Its name in records and JSON: a libvirt URI, or `qemu`.
+    fn name(&self) -> String;
+
+    /// Who must own the files that a VM writes, if it is not whoever calls us.
+    async fn file_owner(&self) -> Result<Option<Owner>, HypervisorError>;
+
+    /// Makes the VM known. The same spec again changes nothing.
+    async fn define(&self, spec: &DomainSpec) -> Result<(), HypervisorError>;
+
+    /// Starts a VM that is known and stopped; one that runs is an error.
+    async fn start(&self, spec: &DomainSpec) -> Result<(), HypervisorError>;
+
+    /// Tells what the VM does now.
+    async fn state(&self, spec: &DomainSpec) -> Result<DomainState, HypervisorError>;
+
+    /// Stops the VM and waits until it has stopped; one that does not run is no error.
+    async fn stop(&self, spec: &DomainSpec, how: Stop) -> Result<(), HypervisorError>;
+
+    /// Forgets a stopped VM and what it had outside of its directory; one that is not known is
+    /// no error.
+    async fn undefine(&self, spec: &DomainSpec) -> Result<(), HypervisorError>;
+
+    /// Opens the console of a running VM for typing.
+    async fn console(&self, spec: &DomainSpec) -> Result<ConsoleInput, HypervisorError>;
+}
+
+/// Bytes for a VM's first serial port; the console is closed when it is dropped.
+pub type ConsoleInput = mpsc::Sender<Vec<u8>>;
+
+/// A user and group of this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+}
+
+/// What a VM does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DomainState {
+    /// The hypervisor does not know it.
+    Unknown,
+    /// It does not run.
+    Stopped,
+    /// It runs.
+    Running,
+    /// It is held, by an error or by somebody.
+    Paused,
+}
+
+/// How to stop a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stop {
+    /// Press its power button and wait so long for the guest to obey.
+    Graceful(Duration),
+    /// Pull its plug.
+    Force,
+}
+
+impl DomainState {
+    /// The word in JSON and in tables.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Stopped => "stopped",
+            Self::Running => "running",
+            Self::Paused => "paused",
+        }
+    }
+}
+
+/// Why a hypervisor did not do what was asked.
+#[derive(Debug, Error)]
+pub enum HypervisorError {
+    /// A program that is needed is not installed.
+    #[error("program is not installed: {program}")]
+    NoProgram {
+        /// Its name.
+        program: String,
+    },
+    /// This build has no support for libvirt.
+    #[error("this ironboot was built without libvirt, so it can not reach {uri}")]
+    NoLibvirt {
+        /// The URI that was asked for.
+        uri: String,
+    },
+    /// A libvirt URI that leads to another host, or to something that is not QEMU.
+    #[error("only qemu:///system and qemu:///session are supported, not: {uri}")]
+    Uri {
+        /// The URI.
+        uri: String,
+    },
+    /// libvirt can not be reached.
+    #[error("can not connect to libvirt at {uri}: {message}")]
+    Connect {
+        /// The URI.
+        uri: String,
+        /// libvirt's words.
+        message: String,
+    },
+    /// libvirt refused.
+    #[error("libvirt could not {action} {domain}: {message}")]
+    Libvirt {
+        /// What was being done.
+        action: &'static str,
+        /// To which domain.
+        domain: DomainName,
+        /// libvirt's words.
+        message: String,
+    },
+    /// Another domain has the name.
+    #[error("libvirt has a domain {domain} that ironboot did not define")]
+    ForeignDomain {
+        /// The name.
+        domain: DomainName,
+    },
+    /// QEMU ended before its guest ran.
+    #[error("QEMU could not start {domain}: {message}")]
+    QemuStart {
+        /// The VM.
+        domain: DomainName,
+        /// What QEMU said.
+        message: String,
+    },
+    /// QEMU does not answer on its monitor.
+    #[error("QEMU's monitor of {domain} does not answer: {message}")]
+    Monitor {
+        /// The VM.
+        domain: DomainName,
+        /// What happened.
+        message: String,
+    },
+    /// It runs already.
+    #[error("{domain} is running already")]
+    Running {
+        /// The VM.
+        domain: DomainName,
+    },
+    /// It does not run.
+    #[error("{domain} is not running")]
+    NotRunning {
+        /// The VM.
+        domain: DomainName,
+    },
+    /// The guest did not stop in time.
+    #[error("{domain} did not stop within {seconds} s")]
+    StopTimeout {
+        /// The VM.
+        domain: DomainName,
+        /// How long was waited.
+        seconds: u64,
+    },
+    /// The hypervisor can not do what the spec asks.
+    #[error("{hypervisor} can not give {domain} {what}")]
+    Unsupported {
+        /// Which one.
+        hypervisor: &'static str,
+        /// The VM.
+        domain: DomainName,
+        /// What.
+        what: &'static str,
+    },
+    /// A path that can not be written into an XML document or an option.
+    #[error("path is not text that a hypervisor takes: {path}")]
+    Path {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file of the VM's could not be used.
+    #[error("can not use {path}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,1 @@
+//! QEMU as a child of our own (being written).

@@ -1,0 +1,323 @@
+//! References: where an image is to be had.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+use crate::oci::{Digest, DigestError, Printable};
+
+/// Where an image is to be had.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Reference {
+    /// `host[:port]/repository[:tag][@digest]`, with or without `docker://` in front.
+    Registry(RegistryReference),
+    /// `oci:DIRECTORY[:name]` or `oci:DIRECTORY@digest`.
+    Layout(LayoutReference),
+}
+
+/// An image in a registry; the registry is always spelled out, there is no default one.
+///
+/// Format: OCI distribution-spec v1.1, "Pulling manifests".
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct RegistryReference {
+    registry: String,
+    repository: String,
+    tag: Option<String>,
+    digest: Option<Digest>,
+}
+
+/// An image in an OCI layout directory.
+///
+/// Format: OCI image-spec v1.1, image-layout.md; `name` is compared with the annotation
+/// `org.opencontainers.image.ref.name` of the entries of `index.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct LayoutReference {
+    /// The directory that holds `oci-layout`.
+    pub directory: PathBuf,
+    /// Which of its entries.
+    pub entry: LayoutEntry,
+}
+
+/// Which entry of a layout's `index.json` is meant.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum LayoutEntry {
+    /// The only one.
+    Only,
+    /// The one of this name.
+    Name(String),
+    /// The one of this digest.
+    Digest(Digest),
+}
+
+/// What is wrong with a string that should be a reference.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum ReferenceError {
+    /// Nothing there, or something that cannot be typed.
+    #[error("image reference has characters that no reference has: {0}")]
+    Characters(String),
+    /// It names no registry, and there is no default one.
+    #[error("image reference names no registry: {0}")]
+    NoRegistry(String),
+    /// It does not follow the grammar.
+    #[error("image reference is not HOST[:PORT]/REPOSITORY[:TAG][@DIGEST]: {0}")]
+    Grammar(String),
+    /// It is longer than any registry takes.
+    #[error("image reference has a repository name of more than 255 characters: {0}")]
+    TooLong(String),
+    /// The part after `@` is not a digest.
+    #[error("image reference has a bad digest")]
+    Digest(#[source] DigestError),
+    /// `oci:` without a directory.
+    #[error("layout reference names no directory: {0}")]
+    NoDirectory(String),
+    /// A transport that ironboot does not read.
+    #[error("image reference has a transport that is neither docker:// nor oci: {0}")]
+    Transport(String),
+}
+
+impl RegistryReference {
+    /// Host and port of the registry, as typed.
+    #[must_use]
+    pub fn registry(&self) -> &str {
+        &self.registry
+    }
+
+    /// Repository within the registry.
+    #[must_use]
+    pub fn repository(&self) -> &str {
+        &self.repository
+    }
+
+    /// The tag, if one was typed; `latest` if neither a tag nor a digest was.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.as_deref()
+    }
+
+    /// The digest, if one was typed; then it decides, and the tag is only a label.
+    #[must_use]
+    pub fn digest(&self) -> Option<&Digest> {
+        self.digest.as_ref()
+    }
+
+    /// Returns the reference of another tag in the same repository.
+    ///
+    /// Errors if `tag` is not a tag.
+    pub fn with_tag(&self, tag: &str) -> Result<Self, ReferenceError> {
+        parse_registry(&format!("{}/{}:{tag}", self.registry, self.repository))
+    }
+}
+
+impl Reference {
+    /// The tag or layout name, where there is one; a weak hint of the variant.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        match self {
+            Self::Registry(reference) => reference.tag(),
+            Self::Layout(LayoutReference {
+                entry: LayoutEntry::Name(name),
+                ..
+            }) => Some(name.rsplit_once(':').map_or(name, |(_, tag)| tag)),
+            Self::Layout(_) => None,
+        }
+    }
+
+    /// The repository's name, or the layout's directory; a weak hint of the architecture.
+    #[must_use]
+    pub fn repository(&self) -> String {
+        match self {
+            Self::Registry(reference) => reference.repository.clone(),
+            Self::Layout(reference) => reference.directory.display().to_string(),
+        }
+    }
+
+    /// The digest that was asked for, if one was.
+    #[must_use]
+    pub fn digest(&self) -> Option<&Digest> {
+        match self {
+            Self::Registry(reference) => reference.digest(),
+            Self::Layout(LayoutReference {
+                entry: LayoutEntry::Digest(digest),
+                ..
+            }) => Some(digest),
+            Self::Layout(_) => None,
+        }
+    }
+}
+
+impl FromStr for Reference {
+    type Err = ReferenceError;
+
+    fn from_str(text: &str) -> Result<Self, ReferenceError> {
+        let shown = || Printable(text).to_string();
+        if text.is_empty() || text.chars().any(char::is_control) {
+            return Err(ReferenceError::Characters(shown()));
+        }
+        if let Some(rest) = text.strip_prefix("docker://") {
+            return parse_registry(rest).map(Self::Registry);
+        }
+        if let Some(rest) = text.strip_prefix("oci:") {
+            return parse_layout(rest).map(Self::Layout);
+        }
+        let transport = text.split_once(':').map_or("", |(transport, _)| transport);
+        if text.contains("://")
+            || ["oci-archive", "docker-archive", "dir", "containers-storage"].contains(&transport)
+        {
+            return Err(ReferenceError::Transport(shown()));
+        }
+        parse_registry(text).map(Self::Registry)
+    }
+}
+
+fn parse_registry(text: &str) -> Result<RegistryReference, ReferenceError> {
+    let shown = || Printable(text).to_string();
+    let (name, digest) = match text.split_once('@') {
+        Some((name, digest)) => (name, Some(digest.parse().map_err(ReferenceError::Digest)?)),
+        None => (text, None),
+    };
+    let host = name
+        .split_once('/')
+        .map(|(host, _)| host)
+        .filter(|host| host.contains(['.', ':']) || *host == "localhost")
+        .ok_or_else(|| ReferenceError::NoRegistry(shown()))?;
+    // The grammar itself is oci-client's; the digest is ours, because theirs is not checked.
+    let parsed: oci_client::Reference =
+        name.parse().map_err(|_| ReferenceError::Grammar(shown()))?;
+    if parsed.registry() != host || parsed.digest().is_some() {
+        return Err(ReferenceError::Grammar(shown()));
+    }
+    if parsed.repository().len() > 255 {
+        return Err(ReferenceError::TooLong(shown()));
+    }
+    let tag_typed = name
+        .rsplit('/')
+        .next()
+        .is_some_and(|last| last.contains(':'));
+    Ok(RegistryReference {
+        registry: host.to_owned(),
+        repository: parsed.repository().to_owned(),
+        tag: (tag_typed || digest.is_none()).then(|| parsed.tag().unwrap_or("latest").to_owned()),
+        digest,
+    })
+}
+
+fn parse_layout(text: &str) -> Result<LayoutReference, ReferenceError> {
+    let (directory, entry) = if let Some((directory, digest)) = text.split_once('@') {
+        let digest = digest.parse().map_err(ReferenceError::Digest)?;
+        (directory, LayoutEntry::Digest(digest))
+    } else if let Some((directory, name)) = text.split_once(':') {
+        (directory, LayoutEntry::Name(name.to_owned()))
+    } else {
+        (text, LayoutEntry::Only)
+    };
+    if directory.is_empty() || entry == LayoutEntry::Name(String::new()) {
+        return Err(ReferenceError::NoDirectory(Printable(text).to_string()));
+    }
+    Ok(LayoutReference {
+        directory: PathBuf::from(directory),
+        entry,
+    })
+}
+
+impl fmt::Display for Reference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Registry(reference) => write!(f, "{reference}"),
+            Self::Layout(reference) => write!(f, "{reference}"),
+        }
+    }
+}
+
+impl fmt::Display for RegistryReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.registry, self.repository)?;
+        if let Some(tag) = &self.tag {
+            write!(f, ":{tag}")?;
+        }
+        if let Some(digest) = &self.digest {
+            write!(f, "@{digest}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for LayoutReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "oci:{}", self.directory.display())?;
+        match &self.entry {
+            LayoutEntry::Only => Ok(()),
+            LayoutEntry::Name(name) => write!(f, ":{name}"),
+            LayoutEntry::Digest(digest) => write!(f, "@{digest}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+
+    /// What a reference displays as once parsed.
+    fn check(text: &str, expected: &str) {
+        let reference: Reference = text.parse().unwrap();
+        assert_eq!(reference.to_string(), expected);
+        assert_eq!(
+            expected.parse(),
+            Ok(reference),
+            "{expected} does not round-trip"
+        );
+    }
+
+    #[test]
+    fn references_display_as_they_are_understood() {
+        check("reg.io/a", "reg.io/a:latest");
+        check("docker://reg.io/a/b:1.2-kvm", "reg.io/a/b:1.2-kvm");
+        check("127.0.0.1:5000/os:1", "127.0.0.1:5000/os:1");
+        check("localhost/os", "localhost/os:latest");
+        check(&format!("reg.io/a@{DIGEST}"), &format!("reg.io/a@{DIGEST}"));
+        check(
+            &format!("reg.io/a:1@{DIGEST}"),
+            &format!("reg.io/a:1@{DIGEST}"),
+        );
+        check("oci:images", "oci:images");
+        check("oci:/srv/images:os:1", "oci:/srv/images:os:1");
+        check(&format!("oci:i@{DIGEST}"), &format!("oci:i@{DIGEST}"));
+    }
+
+    #[test]
+    fn strings_that_are_no_reference_are_refused() {
+        let long_tag = format!("reg.io/a:{}", "t".repeat(129));
+        let long_name = format!("reg.io/{}", "n".repeat(256));
+        let upper_digest = format!("reg.io/a@sha256:{}", "A".repeat(64));
+        for text in [
+            "",
+            "alpine",
+            "library/alpine:3",
+            "reg.io/../../etc:1",
+            "reg.io/Foo:1",
+            "reg.io/a@sha256:abcd",
+            "reg.io/a@sha1:da39a3ee5e6b4b0d3255bfef95601890afd80709",
+            "reg.io/a\n/b",
+            "reg.io/a\0",
+            "user:pw@reg.io/a",
+            "reg.io/\u{430}:1",
+            "reg.io/a:",
+            "reg.io/",
+            "reg.io/a b",
+            "reg.io/a?x=1",
+            "https://reg.io/a",
+            "oci-archive:/tmp/x.tar",
+            "oci:",
+            "oci:dir:",
+            "oci::name",
+            long_tag.as_str(),
+            long_name.as_str(),
+            upper_digest.as_str(),
+        ] {
+            assert!(text.parse::<Reference>().is_err(), "{text:?}");
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Credentials (being written).
+
+/// Who we are to each registry.
+#[derive(Debug, Clone, Default)]
+pub struct Credentials {}
