@@ -2,6 +2,13 @@
 
 pub mod oci;
 pub mod image;
+pub mod content;
 pub mod boot;
 pub mod domain;
+pub mod files;
+pub mod store;
+pub mod host;
+pub mod firmware;
+pub mod instance;
+pub mod stage;
 pub mod hypervisor;

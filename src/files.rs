@@ -1,0 +1,248 @@
+//! The few file-system steps that must be done right everywhere: durable replacement, directory
+//! sync, locks. Every error names its file.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use thiserror::Error;
+
+/// A file or directory that could not be used.
+#[derive(Debug, Error)]
+#[error("can not {action} {path}")]
+pub struct FileError {
+    /// What was being done.
+    pub action: &'static str,
+    /// To which file.
+    pub path: PathBuf,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// Makes a converter of the I/O errors of one action on one path.
+    pub fn of(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// Tells whether the disk, a quota or a size limit is full.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        matches!(
+            self.source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+        )
+    }
+}
+
+/// Creates `path` with `mode` and its parents with 0755, where they are missing.
+pub fn create_dir(path: &Path, mode: u32) -> Result<(), FileError> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(FileError::of("create", parent))?;
+    }
+    match fs::DirBuilder::new().mode(mode).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.map_err(FileError::of("create", path)),
+    }
+}
+
+/// Makes the entries of directory `path` durable.
+pub fn sync_dir(path: &Path) -> Result<(), FileError> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .map_err(FileError::of("sync", path))
+}
+
+/// Replaces the file `path` by `content`, durably, so that a reader and a crash see the old or the
+/// new one. `scratch` is a directory of the same file system for the unfinished file.
+pub fn replace(path: &Path, content: &[u8], scratch: &Path) -> Result<(), FileError> {
+    let mut file = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+        .tempfile_in(scratch)
+        .map_err(FileError::of("create a file in", scratch))?;
+    file.write_all(content)
+        .and_then(|()| file.as_file().sync_all())
+        .map_err(FileError::of("write", file.path()))?;
+    file.persist(path)
+        .map_err(|error| FileError::of("replace", path)(error.error))?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Reads a small file whole; none if there is none. Errors if it is larger than `limit` bytes.
+pub fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        result => result.map_err(FileError::of("open", path))?,
+    };
+    let mut content = Vec::new();
+    file.take(limit + 1)
+        .read_to_end(&mut content)
+        .map_err(FileError::of("read", path))?;
+    if content.len() as u64 > limit {
+        let error = io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("more than {limit} bytes"),
+        );
+        return Err(FileError::of("read", path)(error));
+    }
+    Ok(Some(content))
+}
+
+/// Removes a file; one that is not there is no error.
+pub fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(FileError::of("remove", path)),
+    }
+}
+
+/// The names in directory `path`, sorted; none if it is not there.
+pub fn names(path: &Path) -> Result<Vec<String>, FileError> {
+    let entries = match fs::read_dir(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.map_err(FileError::of("list", path))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(FileError::of("list", path))?;
+        if let Ok(name) = entry.file_name().into_string() {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// How long to wait for a lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// Until it is free.
+    ForEver,
+    /// Not at all.
+    No,
+}
+
+/// A file lock, held until it is dropped or its process ends, however it ends.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+}
+
+impl Lock {
+    /// Locks the file `path`, creating it, against every other holder; none if it is taken and
+    /// `wait` is [`Wait::No`].
+    pub fn exclusive(path: &Path, wait: Wait) -> Result<Option<Self>, FileError> {
+        Self::take(
+            path,
+            wait,
+            FlockOperation::LockExclusive,
+            FlockOperation::NonBlockingLockExclusive,
+        )
+    }
+
+    /// Locks the file `path`, creating it, against exclusive holders.
+    pub fn shared(path: &Path, wait: Wait) -> Result<Option<Self>, FileError> {
+        Self::take(
+            path,
+            wait,
+            FlockOperation::LockShared,
+            FlockOperation::NonBlockingLockShared,
+        )
+    }
+
+    fn take(
+        path: &Path,
+        wait: Wait,
+        blocking: FlockOperation,
+        trying: FlockOperation,
+    ) -> Result<Option<Self>, FileError> {
+        loop {
+            let file = OpenOptions::new()
+                .read(true)
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(path)
+                .map_err(FileError::of("open", path))?;
+            let operation = match wait {
+                Wait::ForEver => blocking,
+                Wait::No => trying,
+            };
+            match flock(&file, operation) {
+                Ok(()) => {}
+                Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(error) => return Err(FileError::of("lock", path)(error.into())),
+            }
+            // Whoever held it before may have removed the file: then this lock guards nothing.
+            if is_same_file(&file, path)? {
+                return Ok(Some(Self { file }));
+            }
+        }
+    }
+
+    /// The locked file; a child that inherits it holds the lock as well.
+    #[must_use]
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+}
+
+fn is_same_file(file: &File, path: &Path) -> Result<bool, FileError> {
+    let held = file.metadata().map_err(FileError::of("look at", path))?;
+    match fs::metadata(path) {
+        Ok(named) => Ok(held.ino() == named.ino() && held.dev() == named.dev()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(FileError::of("look at", path)(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_excludes_until_it_is_dropped() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let held = Lock::exclusive(&path, Wait::No).unwrap();
+        assert!(held.is_some());
+        assert!(Lock::shared(&path, Wait::No).unwrap().is_none());
+        drop(held);
+        let shared = Lock::shared(&path, Wait::No).unwrap();
+        assert!(Lock::shared(&path, Wait::No).unwrap().is_some());
+        assert!(Lock::exclusive(&path, Wait::No).unwrap().is_none());
+        drop(shared);
+    }
+
+    #[test]
+    fn a_lock_on_a_file_that_was_removed_is_taken_anew() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("lock");
+        let held = Lock::exclusive(&path, Wait::No).unwrap();
+        remove(&path).unwrap();
+        let again = Lock::exclusive(&path, Wait::No).unwrap().unwrap();
+        assert!(is_same_file(again.file(), &path).unwrap());
+        drop(held);
+    }
+
+    #[test]
+    fn a_replaced_file_is_whole_and_leaves_no_scratch() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("file");
+        for content in [&b"one"[..], b"two"] {
+            replace(&path, content, directory.path()).unwrap();
+            assert_eq!(read_small(&path, 3).unwrap().unwrap(), content);
+        }
+        assert_eq!(names(directory.path()).unwrap(), ["file"]);
+        assert!(read_small(&path, 2).is_err());
+    }
+}

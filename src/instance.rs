@@ -1,0 +1,219 @@
+//! The directory of one VM: what it writes, and the record of what it is.
+//!
+//! ```text
+//! <store>/instances/<name>/record.json    what was prepared: complete, or the directory is not there
+//!                          disk-0.qcow2   overlay of the image's disk
+//!                          vars.fd        copy of the firmware's variable store
+//!                          fw_cfg-<hash>  what the guest is given, 0600
+//!                          console.log    what the guest printed since its last start
+//!                          console.in     what is typed (QEMU)
+//!                          qemu.log, qmp.sock, qemu.pid
+//!                  .new-*                 being made, or left by a crash
+//!                  .gone-*                being removed, or left by a crash
+//!                  .<name>.lock           held by whoever makes or removes the instance
+//! ```
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::domain::{DomainName, DomainSpec};
+use crate::files::{self, FileError, Lock, Wait};
+
+/// The instances of one store.
+#[derive(Debug, Clone)]
+pub struct Instances {
+    root: PathBuf,
+}
+
+/// What an instance is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Version of this form: 1.
+    pub schema_version: u32,
+    /// The VM.
+    pub spec: DomainSpec,
+    /// The hypervisor that knows it; none if it was only prepared for somebody else's.
+    pub hypervisor: Option<String>,
+    /// Whether it goes away with the `run` that made it.
+    pub ephemeral: bool,
+}
+
+/// An instance that is being made; dropped before [`Draft::commit`], it leaves nothing.
+#[derive(Debug)]
+pub struct Draft {
+    directory: tempfile::TempDir,
+}
+
+/// Why an instance could not be made, read or removed.
+#[derive(Debug, Error)]
+pub enum InstanceError {
+    /// A file could not be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// There is none of that name.
+    #[error("there is no instance: {name}")]
+    None {
+        /// The name.
+        name: DomainName,
+    },
+    /// There is another one of that name.
+    #[error("there is an instance {name} already, and it is different: {difference}")]
+    Different {
+        /// The name.
+        name: DomainName,
+        /// In what it is different.
+        difference: &'static str,
+    },
+    /// Somebody else is making or removing it.
+    #[error("another ironboot is busy with instance {name}")]
+    Busy {
+        /// The name.
+        name: DomainName,
+    },
+    /// The record is damaged.
+    #[error("record is damaged: {path}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Where the parser stopped.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// Largest record that is read, in bytes.
+const MAX_RECORD_BYTES: u64 = 1 << 20;
+
+impl Instances {
+    /// Names the instances in directory `root`; touches nothing.
+    #[must_use]
+    pub fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// The directory that the instance `name` has or would have.
+    #[must_use]
+    pub fn directory(&self, name: &DomainName) -> PathBuf {
+        self.root.join(name.as_str())
+    }
+
+    /// Locks the name against everybody else who would make or remove the instance.
+    pub fn lock(&self, name: &DomainName, wait: Wait) -> Result<Lock, InstanceError> {
+        files::create_dir(&self.root, 0o711)?;
+        let path = self.root.join(format!(".{name}.lock"));
+        Lock::exclusive(&path, wait)?.ok_or_else(|| InstanceError::Busy { name: name.clone() })
+    }
+
+    /// The record of `name`; none if there is no such instance.
+    pub fn find(&self, name: &DomainName) -> Result<Option<Record>, InstanceError> {
+        let path = self.directory(name).join("record.json");
+        files::read_small(&path, MAX_RECORD_BYTES)?
+            .map(|json| {
+                serde_json::from_slice(&json)
+                    .map_err(|source| InstanceError::Record { path, source })
+            })
+            .transpose()
+    }
+
+    /// The record of `name`. Errors if there is no such instance.
+    pub fn get(&self, name: &DomainName) -> Result<Record, InstanceError> {
+        self.find(name)?
+            .ok_or_else(|| InstanceError::None { name: name.clone() })
+    }
+
+    /// The names of all instances, sorted.
+    pub fn names(&self) -> Result<Vec<DomainName>, InstanceError> {
+        let names = files::names(&self.root)?;
+        Ok(names.iter().filter_map(|name| name.parse().ok()).collect())
+    }
+
+    /// Starts making an instance.
+    pub fn draft(&self) -> Result<Draft, InstanceError> {
+        files::create_dir(&self.root, 0o711)?;
+        let directory = tempfile::Builder::new()
+            .prefix(".new-")
+            .tempdir_in(&self.root)
+            .map_err(FileError::of("create a directory in", &self.root))?;
+        Ok(Draft { directory })
+    }
+
+    /// Replaces the record of an instance that is there.
+    pub fn update(&self, record: &Record) -> Result<(), InstanceError> {
+        let directory = self.directory(&record.spec.name);
+        let json = to_json(record, &directory)?;
+        Ok(files::replace(
+            &directory.join("record.json"),
+            &json,
+            &directory,
+        )?)
+    }
+
+    /// Removes the instance's directory; one that is not there is no error.
+    pub fn remove(&self, name: &DomainName) -> Result<(), InstanceError> {
+        let gone = tempfile::Builder::new()
+            .prefix(".gone-")
+            .tempdir_in(&self.root)
+            .map_err(FileError::of("create a directory in", &self.root))?;
+        let directory = self.directory(name);
+        // Out of sight in one step, so that a kill leaves an instance whole or not there.
+        match fs::rename(&directory, gone.path().join("instance")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result.map_err(FileError::of("remove", &directory))?,
+        }
+        files::sync_dir(&self.root)?;
+        let path = gone.path().to_owned();
+        Ok(gone.close().map_err(FileError::of("remove", &path))?)
+    }
+}
+
+impl Draft {
+    /// The directory to fill.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    /// Makes the instance appear under its name, with `mode` for its directory. Errors if there
+    /// is one of that name.
+    pub fn commit(
+        self,
+        instances: &Instances,
+        record: &Record,
+        mode: u32,
+    ) -> Result<(), InstanceError> {
+        let draft = self.path();
+        let json = to_json(record, draft)?;
+        files::replace(&draft.join("record.json"), &json, draft)?;
+        fs::set_permissions(draft, fs::Permissions::from_mode(mode))
+            .map_err(FileError::of("set the mode of", draft))?;
+        let name = &record.spec.name;
+        let directory = instances.directory(name);
+        match renameat_with(CWD, draft, CWD, &directory, RenameFlags::NOREPLACE) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::EXIST) => {
+                let difference = "it has just been made";
+                let name = name.clone();
+                return Err(InstanceError::Different { name, difference });
+            }
+            Err(error) => {
+                return Err(FileError::of("create", &directory)(error.into()).into());
+            }
+        }
+        // Renamed away, so there is nothing left to delete under the old name.
+        drop(self.directory.keep());
+        Ok(files::sync_dir(&instances.root)?)
+    }
+}
+
+fn to_json(record: &Record, directory: &Path) -> Result<Vec<u8>, InstanceError> {
+    serde_json::to_vec_pretty(record).map_err(|source| InstanceError::Record {
+        path: directory.join("record.json"),
+        source,
+    })
+}

@@ -1,0 +1,114 @@
+//! Taking blobs out that nobody needs.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+use crate::files::{self, FileError, Lock, Wait};
+use crate::oci::Digest;
+use crate::store::{Store, StoreError};
+
+/// A blob that was taken out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removed {
+    /// The blob.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size_bytes: u64,
+}
+
+impl Store {
+    /// Removes those of `digests` that no reference, pin or live lease names.
+    ///
+    /// Others are held up only while the roots are read and the victims renamed; the files
+    /// themselves, which may take long to free, are deleted after that.
+    pub fn remove_unneeded(
+        &self,
+        digests: impl IntoIterator<Item = Digest>,
+    ) -> Result<Vec<Removed>, StoreError> {
+        let mut removed = Vec::new();
+        let mut trash: Vec<PathBuf> = Vec::new();
+        {
+            let _collecting = Lock::exclusive(&self.path("gc.lock"), Wait::ForEver)?;
+            let needed = self.needed()?;
+            for digest in digests {
+                if needed.contains(&digest) {
+                    continue;
+                }
+                let path = self.blob_path(&digest);
+                let size_bytes = match fs::symlink_metadata(&path) {
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    result => result.map_err(FileError::of("look at", &path))?.len(),
+                };
+                let victim = self.path("tmp").join(format!("removed-{}", digest.hex()));
+                fs::rename(&path, &victim).map_err(FileError::of("remove", &path))?;
+                trash.push(victim);
+                removed.push(Removed { digest, size_bytes });
+            }
+        }
+        for victim in trash {
+            files::remove(&victim)?;
+        }
+        Ok(removed)
+    }
+
+    /// Everything that a reference, a pin or a live lease names.
+    fn needed(&self) -> Result<BTreeSet<Digest>, StoreError> {
+        let mut needed = self.leased()?;
+        for reference in self.references()? {
+            needed.extend(reference.digests());
+        }
+        for (_, digests) in self.pins()? {
+            needed.extend(digests);
+        }
+        Ok(needed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Descriptor;
+
+    #[test]
+    fn only_what_nobody_needs_is_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::at(directory.path().to_owned());
+        let blobs: Vec<Descriptor> = (0..3_u8).map(|i| Descriptor::of("x", &[i])).collect();
+        let all = || blobs.iter().map(|blob| blob.digest);
+        let lease = store.lease(all()).unwrap();
+        for (i, blob) in (0..3_u8).zip(&blobs) {
+            lease.put(blob, &[i]).unwrap();
+        }
+        assert_eq!(store.remove_unneeded(all()).unwrap(), []);
+        drop(lease);
+        let lease = store.lease([blobs[0].digest]).unwrap();
+        store.pin("vm", BTreeSet::from([blobs[1].digest])).unwrap();
+        let removed = store.remove_unneeded(all()).unwrap();
+        assert_eq!(removed.len(), 1);
+        assert_eq!(removed[0].digest, blobs[2].digest);
+        assert!(lease.blob(&blobs[0]).unwrap().is_some());
+        assert_eq!(
+            files::names(&store.path("tmp")).unwrap(),
+            Vec::<String>::new()
+        );
+    }
+
+    #[test]
+    fn a_lease_ends_with_its_holder() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::at(directory.path().to_owned());
+        let blob = Descriptor::of("x", b"x");
+        let lease = store.lease([blob.digest]).unwrap();
+        lease.put(&blob, b"x").unwrap();
+        // As after a kill: the file stays, its lock does not.
+        let file = files::names(&store.path("leases")).unwrap();
+        let left = store.path("leases").join(&file[0]);
+        let text = fs::read(&left).unwrap();
+        drop(lease);
+        fs::write(&left, text).unwrap();
+        assert_eq!(store.remove_unneeded([blob.digest]).unwrap().len(), 1);
+        assert!(!left.exists());
+    }
+}

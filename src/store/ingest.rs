@@ -1,0 +1,428 @@
+//! The one way into the store: bytes are hashed as they come and appear under their digest only
+//! when they are all there, right, and on the disk.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::PathBuf;
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use crate::files::{self, FileError, Lock, Wait};
+use crate::oci::{Descriptor, Hasher};
+use crate::store::{Blob, Store, StoreError};
+
+/// Bytes that are gathered before they are hashed and written.
+const BUFFER_BYTES: usize = 1 << 20;
+/// A run of zeros of this many bytes becomes a hole.
+const HOLE_BYTES: usize = 64 << 10;
+/// A partial smaller than this is not worth keeping when a fetch fails.
+const WORTH_RESUMING_BYTES: u64 = 1 << 20;
+
+/// Whether a blob has to be fetched.
+#[derive(Debug)]
+pub enum Claim {
+    /// It is there.
+    Present(Blob),
+    /// It is not, and whoever has this is the only one on the host to fetch it.
+    Missing(Box<Ingest>),
+}
+
+/// A blob on its way in. Dropped before [`Ingest::commit`], it leaves at most a partial that the
+/// next one resumes.
+#[derive(Debug)]
+pub struct Ingest {
+    store: Store,
+    expected: Descriptor,
+    directory: PathBuf,
+    data: PathBuf,
+    file: File,
+    hasher: Hasher,
+    /// Bytes hashed and written to the file.
+    written: u64,
+    buffer: Vec<u8>,
+    /// Whether some of the bytes were left by an earlier fetch.
+    resumed: bool,
+    /// Held until the end: one fetch per blob and host.
+    _lock: Lock,
+}
+
+impl Ingest {
+    /// Waits until nobody else fetches `expected`, then tells whether it is there by now.
+    pub(super) fn claim(store: &Store, expected: &Descriptor) -> Result<Claim, StoreError> {
+        if let Some(blob) = Blob::look(store, expected)? {
+            return Ok(Claim::Present(blob));
+        }
+        let digest = expected.digest;
+        let name = format!("{}-{}", digest.algorithm(), digest.hex());
+        let directory = store.path("ingest").join(name);
+        let lock = loop {
+            files::create_dir(&directory, 0o700)?;
+            match Lock::exclusive(&directory.join("lock"), Wait::ForEver) {
+                Ok(lock) => break lock.expect("a lock that is waited for is taken"),
+                // The one before us has just finished and removed the directory.
+                Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        };
+        if let Some(blob) = Blob::look(store, expected)? {
+            remove_ingest(&directory)?;
+            return Ok(Claim::Present(blob));
+        }
+        let data = directory.join("data");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&data)
+            .map_err(FileError::of("open", &data))?;
+        let mut ingest = Self {
+            store: store.clone(),
+            expected: expected.clone(),
+            directory,
+            data,
+            file,
+            hasher: digest.hasher(),
+            written: 0,
+            buffer: Vec::with_capacity(BUFFER_BYTES),
+            resumed: false,
+            _lock: lock,
+        };
+        ingest.resume()?;
+        Ok(Claim::Missing(Box::new(ingest)))
+    }
+
+    /// Hashes what an earlier fetch left.
+    fn resume(&mut self) -> Result<(), StoreError> {
+        let length = self.length()?;
+        if length > self.expected.size {
+            return self.restart();
+        }
+        let mut block = vec![0; BUFFER_BYTES];
+        while self.written < length {
+            let count = self
+                .file
+                .read(&mut block)
+                .map_err(FileError::of("read", &self.data))?;
+            if count == 0 {
+                break;
+            }
+            self.hasher.update(&block[..count]);
+            self.written += count as u64;
+        }
+        self.resumed = self.written > 0;
+        Ok(())
+    }
+
+    fn length(&self) -> Result<u64, StoreError> {
+        let metadata = self.file.metadata();
+        Ok(metadata
+            .map_err(FileError::of("look at", &self.data))?
+            .len())
+    }
+
+    /// The descriptor that the bytes must turn out to fit.
+    #[must_use]
+    pub fn expected(&self) -> &Descriptor {
+        &self.expected
+    }
+
+    /// Offset of the byte that comes next.
+    #[must_use]
+    pub fn offset(&self) -> u64 {
+        self.written + self.buffer.len() as u64
+    }
+
+    /// Whether some of the bytes were left by an earlier fetch, and may be wrong for that reason.
+    #[must_use]
+    pub fn is_resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Forgets all bytes.
+    pub fn restart(&mut self) -> Result<(), StoreError> {
+        self.file
+            .set_len(0)
+            .and_then(|()| self.file.rewind())
+            .map_err(FileError::of("empty", &self.data))?;
+        self.hasher = self.expected.digest.hasher();
+        self.written = 0;
+        self.buffer.clear();
+        self.resumed = false;
+        Ok(())
+    }
+
+    /// Adds `bytes` at [`Ingest::offset`]. Errors if they are more than the descriptor says.
+    pub fn write(&mut self, mut bytes: &[u8]) -> Result<(), StoreError> {
+        if self.offset() + bytes.len() as u64 > self.expected.size {
+            return Err(StoreError::TooLong {
+                blob: self.expected.digest,
+                size_bytes: self.expected.size,
+            });
+        }
+        while !bytes.is_empty() {
+            let room = BUFFER_BYTES - self.buffer.len();
+            let (now, later) = bytes.split_at(room.min(bytes.len()));
+            self.buffer.extend_from_slice(now);
+            bytes = later;
+            if self.buffer.len() == BUFFER_BYTES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hashes and writes the buffer; runs of zeros are skipped and so become holes.
+    fn flush(&mut self) -> Result<(), StoreError> {
+        self.hasher.update(&self.buffer);
+        for block in self.buffer.chunks(HOLE_BYTES) {
+            let result = if block.iter().all(|byte| *byte == 0) {
+                let count = i64::try_from(block.len()).expect("a block is at most 64 KiB");
+                self.file.seek(SeekFrom::Current(count)).map(drop)
+            } else {
+                self.file.write_all(block)
+            };
+            result.map_err(FileError::of("write", &self.data))?;
+        }
+        self.written += self.buffer.len() as u64;
+        self.buffer.clear();
+        Ok(())
+    }
+
+    /// Makes the blob appear. Errors if its size or digest is not what was expected; nothing is
+    /// left then.
+    pub fn commit(mut self) -> Result<Blob, StoreError> {
+        self.flush()?;
+        let digest = self.expected.digest;
+        let check = if self.written == self.expected.size {
+            match std::mem::replace(&mut self.hasher, digest.hasher()).finish() {
+                actual if actual == digest => Ok(()),
+                actual => Err(StoreError::Content {
+                    expected: digest,
+                    actual,
+                }),
+            }
+        } else {
+            Err(StoreError::TooShort {
+                blob: digest,
+                expected_bytes: self.expected.size,
+                actual_bytes: self.written,
+            })
+        };
+        if let Err(error) = check {
+            remove_ingest(&self.directory)?;
+            return Err(error);
+        }
+        self.file
+            .set_len(self.written)
+            .and_then(|()| self.file.set_permissions(fs::Permissions::from_mode(0o444)))
+            .and_then(|()| self.file.sync_all())
+            .map_err(FileError::of("sync", &self.data))?;
+        let path = self.store.blob_path(&digest);
+        match renameat_with(CWD, &self.data, CWD, &path, RenameFlags::NOREPLACE) {
+            // Somebody restored it meanwhile; it is as good as ours.
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+            Err(error) => return Err(FileError::of("publish", &path)(error.into()).into()),
+        }
+        path.parent().map_or(Ok(()), files::sync_dir)?;
+        remove_ingest(&self.directory)?;
+        Blob::look(&self.store, &self.expected)?.ok_or_else(|| StoreError::Damaged {
+            blob: digest,
+            what: "gone",
+            path,
+        })
+    }
+
+    /// Gives up after a failed fetch: what is worth resuming stays, the rest goes.
+    pub fn abandon(mut self) -> Result<(), StoreError> {
+        self.flush()?;
+        if self.written < WORTH_RESUMING_BYTES {
+            return remove_ingest(&self.directory);
+        }
+        self.file
+            .set_len(self.written)
+            .map_err(FileError::of("write", &self.data))?;
+        Ok(())
+    }
+
+    /// Gives up after bytes that were wrong: nothing stays.
+    pub fn discard(self) -> Result<(), StoreError> {
+        remove_ingest(&self.directory)
+    }
+}
+
+fn remove_ingest(directory: &std::path::Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => Ok(result.map_err(FileError::of("remove", directory))?),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Digest;
+    use std::os::unix::fs::MetadataExt;
+
+    fn store() -> (tempfile::TempDir, Store) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::at(directory.path().join("store"));
+        store.create().unwrap();
+        (directory, store)
+    }
+
+    fn claim(store: &Store, expected: &Descriptor) -> Ingest {
+        match Ingest::claim(store, expected).unwrap() {
+            Claim::Missing(ingest) => *ingest,
+            Claim::Present(blob) => panic!("{blob:?} is there already"),
+        }
+    }
+
+    /// Everything in the store that is not a directory.
+    fn files_of(store: &Store) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut todo = vec![store.root().to_owned()];
+        while let Some(directory) = todo.pop() {
+            for entry in fs::read_dir(&directory).unwrap() {
+                let entry = entry.unwrap();
+                if entry.file_type().unwrap().is_dir() {
+                    todo.push(entry.path());
+                } else {
+                    found.push(entry.file_name().into_string().unwrap());
+                }
+            }
+        }
+        found
+    }
+
+    #[test]
+    fn a_blob_appears_read_only_under_its_digest() {
+        let (_directory, store) = store();
+        let expected = Descriptor::of("x", b"content");
+        let mut ingest = claim(&store, &expected);
+        ingest.write(b"con").unwrap();
+        ingest.write(b"tent").unwrap();
+        let blob = ingest.commit().unwrap();
+        assert_eq!(blob.head(100).unwrap(), b"content");
+        let mode = fs::metadata(blob.path()).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o444);
+        assert_eq!(files_of(&store), [expected.digest.hex()]);
+        assert!(matches!(
+            Ingest::claim(&store, &expected).unwrap(),
+            Claim::Present(_)
+        ));
+    }
+
+    #[test]
+    fn wrong_content_and_wrong_sizes_leave_nothing_behind() {
+        let (_directory, store) = store();
+        let expected = Descriptor::of("x", b"content");
+        for (bytes, kind) in [(&b"CONTENT"[..], "content"), (b"cont", "short")] {
+            let mut ingest = claim(&store, &expected);
+            ingest.write(bytes).unwrap();
+            let error = ingest.commit().unwrap_err();
+            match kind {
+                "content" => assert!(matches!(error, StoreError::Content { .. })),
+                _ => assert!(matches!(
+                    error,
+                    StoreError::TooShort {
+                        actual_bytes: 4,
+                        ..
+                    }
+                )),
+            }
+            assert_eq!(files_of(&store), Vec::<String>::new());
+        }
+        let mut ingest = claim(&store, &expected);
+        let error = ingest.write(b"contents").unwrap_err();
+        assert!(matches!(error, StoreError::TooLong { size_bytes: 7, .. }));
+        ingest.discard().unwrap();
+        assert_eq!(files_of(&store), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_dropped_ingest_is_resumed_where_it_stopped() {
+        let (_directory, store) = store();
+        let content: Vec<u8> = (0..3_000_000_u32).map(|i| (i % 251) as u8).collect();
+        let expected = Descriptor::of("x", &content);
+        let mut ingest = claim(&store, &expected);
+        ingest.write(&content[..2_500_000]).unwrap();
+        drop(ingest);
+        let mut ingest = claim(&store, &expected);
+        assert!(ingest.is_resumed());
+        // What was in the buffer is lost with the process.
+        assert_eq!(ingest.offset(), 2 << 20);
+        ingest.write(&content[2 << 20..]).unwrap();
+        let blob = ingest.commit().unwrap();
+        assert_eq!(blob.digest(), expected.digest);
+    }
+
+    #[test]
+    fn a_partial_that_is_too_long_is_thrown_away() {
+        let (_directory, store) = store();
+        let small = Descriptor::of("x", b"small");
+        let lie = Descriptor {
+            size: 2 << 20,
+            ..small.clone()
+        };
+        let mut ingest = claim(&store, &lie);
+        ingest.write(&vec![1; 2 << 20]).unwrap();
+        drop(ingest);
+        let mut ingest = claim(&store, &small);
+        assert_eq!((ingest.offset(), ingest.is_resumed()), (0, false));
+        ingest.write(b"small").unwrap();
+        ingest.commit().unwrap();
+    }
+
+    #[test]
+    fn a_failed_fetch_leaves_only_what_is_worth_resuming() {
+        let (_directory, store) = store();
+        let content = vec![7; 3 << 20];
+        let expected = Descriptor::of("x", &content);
+        for (count, kept) in [(1000, 0), (2_000_000, 2_000_000)] {
+            let mut ingest = claim(&store, &expected);
+            ingest.write(&content[..count]).unwrap();
+            ingest.abandon().unwrap();
+            assert_eq!(claim(&store, &expected).offset(), kept);
+        }
+    }
+
+    #[test]
+    fn runs_of_zeros_become_holes() {
+        let (_directory, store) = store();
+        let mut content = vec![0; 8 << 20];
+        content[5 << 20] = 1;
+        let expected = Descriptor::of("x", &content);
+        let mut ingest = claim(&store, &expected);
+        ingest.write(&content).unwrap();
+        let blob = ingest.commit().unwrap();
+        let metadata = fs::metadata(blob.path()).unwrap();
+        assert_eq!(metadata.len(), 8 << 20);
+        assert!(
+            metadata.blocks() * 512 <= 128 << 10,
+            "{} blocks",
+            metadata.blocks()
+        );
+        assert_eq!(Digest::of(&blob.head(u64::MAX).unwrap()), expected.digest);
+    }
+
+    #[test]
+    fn a_blob_that_was_tampered_with_is_not_handed_out() {
+        let (_directory, store) = store();
+        let expected = Descriptor::of("x", b"content");
+        let path = store.blob_path(&expected.digest);
+        std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+        assert!(matches!(
+            Ingest::claim(&store, &expected),
+            Err(StoreError::Damaged { .. })
+        ));
+        fs::remove_file(&path).unwrap();
+        fs::write(&path, b"short").unwrap();
+        assert!(matches!(
+            Ingest::claim(&store, &expected),
+            Err(StoreError::Damaged { .. })
+        ));
+    }
+}

@@ -1,0 +1,115 @@
+//! Leases: a process's word that it needs blobs, good for as long as the process holds it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::PathBuf;
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::files::{FileError, Lock, Wait};
+use crate::oci::{Descriptor, Digest};
+use crate::store::{Blob, Claim, Ingest, Store, StoreError};
+
+/// A process's word that it needs some blobs. Nothing that it names is deleted while it lives; it
+/// dies with its process. Blobs are reached only through it.
+#[derive(Debug)]
+pub struct Lease {
+    store: Store,
+    digests: BTreeSet<Digest>,
+    path: PathBuf,
+    /// Held, and locked, until the end.
+    _file: File,
+}
+
+impl Store {
+    /// Takes a lease of `digests`, creating the store where it is missing.
+    pub fn lease(&self, digests: impl IntoIterator<Item = Digest>) -> Result<Lease, StoreError> {
+        self.create()?;
+        let digests: BTreeSet<Digest> = digests.into_iter().collect();
+        let directory = self.path("leases");
+        let _collecting = Lock::shared(&self.path("gc.lock"), Wait::ForEver)?;
+        let (mut file, path) = tempfile::Builder::new()
+            .prefix("lease-")
+            .tempfile_in(&directory)
+            .and_then(|file| file.keep().map_err(|error| error.error))
+            .map_err(FileError::of("create a file in", &directory))?;
+        let text: String = digests.iter().map(|digest| format!("{digest}\n")).collect();
+        flock(&file, FlockOperation::NonBlockingLockExclusive)
+            .map_err(std::io::Error::from)
+            .and_then(|()| file.write_all(text.as_bytes()))
+            .map_err(FileError::of("write", &path))?;
+        Ok(Lease {
+            store: self.clone(),
+            digests,
+            path,
+            _file: file,
+        })
+    }
+
+    /// What the live leases name. Files that nobody holds any more are removed.
+    ///
+    /// Call only with `gc.lock` held exclusively, when no lease is half written.
+    pub(super) fn leased(&self) -> Result<BTreeSet<Digest>, StoreError> {
+        let directory = self.path("leases");
+        let mut leased = BTreeSet::new();
+        for name in crate::files::names(&directory)? {
+            let path = directory.join(name);
+            if Lock::shared(&path, Wait::No)?.is_some() {
+                crate::files::remove(&path)?;
+                continue;
+            }
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            leased.extend(text.lines().filter_map(|line| line.parse::<Digest>().ok()));
+        }
+        Ok(leased)
+    }
+}
+
+impl Lease {
+    /// Looks for a blob; none if the store has it not.
+    pub fn blob(&self, blob: &Descriptor) -> Result<Option<Blob>, StoreError> {
+        self.check(blob);
+        Blob::look(&self.store, blob)
+    }
+
+    /// Tells whether `blob` has to be fetched; waits while another process fetches it.
+    pub fn claim(&self, blob: &Descriptor) -> Result<Claim, StoreError> {
+        self.check(blob);
+        Ingest::claim(&self.store, blob)
+    }
+
+    /// Puts a small blob, such as a manifest, into the store.
+    pub fn put(&self, blob: &Descriptor, content: &[u8]) -> Result<Blob, StoreError> {
+        match self.claim(blob)? {
+            Claim::Present(blob) => Ok(blob),
+            Claim::Missing(mut ingest) => {
+                ingest.restart()?;
+                ingest.write(content)?;
+                ingest.commit()
+            }
+        }
+    }
+
+    /// The store.
+    #[must_use]
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// A blob that the lease does not name could be deleted under its user.
+    fn check(&self, blob: &Descriptor) {
+        assert!(
+            self.digests.contains(&blob.digest),
+            "blob {} is used without a lease",
+            blob.digest
+        );
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // A file that stays is no harm: the next collection finds it unlocked and removes it.
+        drop(fs::remove_file(&self.path));
+    }
+}

@@ -1,0 +1,267 @@
+//! The content-addressed directory: what is in it under a digest is whole and is that digest.
+//!
+//! ```text
+//! <store>/oci-layout, index.json     an export of refs/, so that other tools read the store
+//!         blobs/sha256/<hex>   0444  only complete, verified, synced files ever appear here
+//!         ingest/sha256-<hex>/       lock, data: one unfinished blob, resumed by whoever comes next
+//!         refs/<reference>.json      reference → documents and blobs; replaced atomically
+//!         pins/<name>.json           blobs that an instance needs
+//!         leases/<id>                blobs that a process needs while it holds the file's lock
+//!         tmp/                       unfinished files, and blobs on their way out
+//!         instances/<name>/          one VM (room `instance`)
+//!         gc.lock                    exclusive while blobs are taken out; shared while a lease
+//!                                    is written
+//! ```
+//!
+//! A kill at any instant leaves a valid store: data is synced before it is renamed into place, a
+//! directory after, children before parents and the reference last. Locks are file locks, so the
+//! kernel drops them with their process. Nothing is deleted that a reference, a pin or a live
+//! lease names; a lease is written before the existence of a blob is looked at.
+
+mod gc;
+mod ingest;
+mod lease;
+mod refs;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+
+use thiserror::Error;
+
+use crate::files::{self, FileError};
+use crate::oci::{Descriptor, Digest, Reference};
+
+pub use ingest::{Claim, Ingest};
+pub use lease::Lease;
+pub use refs::{StoredImage, StoredReference};
+
+/// The content-addressed directory.
+#[derive(Debug, Clone)]
+pub struct Store {
+    root: PathBuf,
+}
+
+/// A blob that is in the store, whole; made only by looking through a [`Lease`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    digest: Digest,
+    path: PathBuf,
+    size_bytes: u64,
+}
+
+/// What went wrong in the store.
+#[derive(Debug, Error)]
+pub enum StoreError {
+    /// A file could not be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// More bytes than the descriptor says.
+    #[error("blob {blob} has more than the {size_bytes} bytes that its descriptor says")]
+    TooLong {
+        /// The blob.
+        blob: Digest,
+        /// The descriptor's size.
+        size_bytes: u64,
+    },
+    /// Fewer bytes than the descriptor says.
+    #[error("blob {blob} has {actual_bytes} bytes, its descriptor says {expected_bytes}")]
+    TooShort {
+        /// The blob.
+        blob: Digest,
+        /// The descriptor's size.
+        expected_bytes: u64,
+        /// Bytes that came.
+        actual_bytes: u64,
+    },
+    /// Other bytes than the digest says.
+    #[error("blob {expected} has other content: {actual}")]
+    Content {
+        /// The digest that was asked for.
+        expected: Digest,
+        /// The digest of what came.
+        actual: Digest,
+    },
+    /// A blob in the store that is not what it should be.
+    #[error("blob {blob} in the store is {what}: {path}")]
+    Damaged {
+        /// The blob.
+        blob: Digest,
+        /// What it is instead.
+        what: &'static str,
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// A record of our own that can not be read.
+    #[error("record is damaged: {path}")]
+    Record {
+        /// The file.
+        path: PathBuf,
+        /// Where the parser stopped.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A reference that is not in the store.
+    #[error("image is not in the store: {reference}")]
+    NoReference {
+        /// The reference.
+        reference: Reference,
+    },
+    /// A reference that something still needs.
+    #[error("image {reference} is used by {}", users.join(", "))]
+    InUse {
+        /// The reference.
+        reference: Reference,
+        /// Names of the instances.
+        users: Vec<String>,
+    },
+}
+
+/// Largest record of our own that is read, in bytes.
+const MAX_RECORD_BYTES: u64 = 4 << 20;
+
+impl Store {
+    /// Names the store at `root`, an absolute path; touches nothing.
+    #[must_use]
+    pub fn at(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    /// The directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// The directory of the instances.
+    #[must_use]
+    pub fn instances(&self) -> PathBuf {
+        self.root.join("instances")
+    }
+
+    /// Creates what is missing of the directory tree. Directories are 0711: a hypervisor that
+    /// runs as another user may reach what it is told of, and list nothing.
+    pub fn create(&self) -> Result<(), StoreError> {
+        files::create_dir(&self.root, 0o711)?;
+        for directory in [
+            "blobs",
+            "blobs/sha256",
+            "blobs/sha512",
+            "ingest",
+            "refs",
+            "pins",
+            "leases",
+            "tmp",
+            "instances",
+        ] {
+            files::create_dir(&self.root.join(directory), 0o711)?;
+        }
+        Ok(())
+    }
+
+    /// Tells whether the store has a file of `blob`'s digest and size. For estimates only: without
+    /// a [`Lease`] the answer may be old by the time it is read.
+    #[must_use]
+    pub fn seems_to_have(&self, blob: &Descriptor) -> bool {
+        fs::symlink_metadata(self.blob_path(&blob.digest))
+            .is_ok_and(|metadata| metadata.is_file() && metadata.len() == blob.size)
+    }
+
+    /// Path of a blob's file, whether or not it is there.
+    #[must_use]
+    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
+        self.root
+            .join("blobs")
+            .join(digest.algorithm())
+            .join(digest.hex())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Writes a record of our own into one of the store's directories.
+    fn write_record<T: serde::Serialize>(&self, path: &Path, record: &T) -> Result<(), StoreError> {
+        let json = serde_json::to_vec_pretty(record).map_err(|source| StoreError::Record {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(files::replace(path, &json, &self.path("tmp"))?)
+    }
+
+    /// Reads a record of our own; none if there is none.
+    fn read_record<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+        files::read_small(path, MAX_RECORD_BYTES)?
+            .map(|bytes| {
+                serde_json::from_slice(&bytes).map_err(|source| StoreError::Record {
+                    path: path.to_owned(),
+                    source,
+                })
+            })
+            .transpose()
+    }
+}
+
+impl Blob {
+    /// Its digest.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+
+    /// Its file, for a hypervisor to open.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.size_bytes
+    }
+
+    /// Opens it for reading.
+    pub fn open(&self) -> Result<File, StoreError> {
+        Ok(File::open(&self.path).map_err(FileError::of("open", &self.path))?)
+    }
+
+    /// Reads at most its first `limit` bytes.
+    pub fn head(&self, limit: u64) -> Result<Vec<u8>, StoreError> {
+        let mut content = Vec::new();
+        self.open()?
+            .take(limit)
+            .read_to_end(&mut content)
+            .map_err(FileError::of("read", &self.path))?;
+        Ok(content)
+    }
+
+    /// Looks at the file of `digest`: none if there is none.
+    ///
+    /// Errors if what is there is no plain file or has another size: the store is damaged then.
+    fn look(store: &Store, expected: &Descriptor) -> Result<Option<Self>, StoreError> {
+        let digest = expected.digest;
+        let path = store.blob_path(&digest);
+        let metadata = match fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            result => result.map_err(FileError::of("look at", &path))?,
+        };
+        let what = match metadata {
+            _ if !metadata.is_file() => "not a plain file",
+            _ if metadata.len() != expected.size => "not of its size",
+            _ => {
+                let size_bytes = metadata.len();
+                return Ok(Some(Self {
+                    digest,
+                    path,
+                    size_bytes,
+                }));
+            }
+        };
+        Err(StoreError::Damaged {
+            blob: digest,
+            what,
+            path,
+        })
+    }
+}
