@@ -13,6 +13,8 @@
 #[cfg(feature = "libvirt")]
 pub mod libvirt;
 pub mod qemu;
+#[cfg(test)]
+mod samples;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -1,1 +1,276 @@
-//! QEMU as a child of our own (being written).
+//! QEMU as a process of its own, without a daemon and without root.
+//!
+//! ```text
+//! <directory>/qemu.log     QEMU's standard error; locked for as long as QEMU lives
+//!             console.in   a pipe: QEMU's standard input, hence the keyboard of the serial port
+//!             console.log  what the guest printed
+//!             qmp.sock     QEMU's monitor
+//!             qemu.pid     QEMU's process id
+//! ```
+//!
+//! Whether a VM runs is told by the lock on `qemu.log`: the descriptor is inherited by QEMU, so the
+//! lock ends with it, however it ends, and no process id can be mistaken for another's.
+
+pub mod args;
+mod qmp;
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep};
+
+use crate::domain::{DomainName, DomainSpec};
+use crate::files::{self, Lock, Wait};
+use crate::hypervisor::{ConsoleInput, DomainState, Hypervisor, HypervisorError, Owner, Stop};
+
+/// Name in records and JSON.
+pub const NAME: &str = "qemu";
+
+/// How long QEMU may take until its monitor answers.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long QEMU may take to end once it was told to.
+const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often a process or a lock is looked at while it is waited for.
+const POLL: Duration = Duration::from_millis(20);
+
+/// QEMU as a process of its own.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Qemu;
+
+#[async_trait]
+impl Hypervisor for Qemu {
+    fn name(&self) -> String {
+        NAME.to_owned()
+    }
+
+    async fn file_owner(&self) -> Result<Option<Owner>, HypervisorError> {
+        Ok(None)
+    }
+
+    /// QEMU keeps no list of VMs: the instance's record is all there is.
+    async fn define(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
+        args::command(spec).map(drop)
+    }
+
+    async fn start(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
+        let directory = &spec.directory;
+        let log_path = directory.join("qemu.log");
+        let log = lock(&log_path, &spec.name).await?;
+        log.file().set_len(0).map_err(of_file(&log_path))?;
+        let mut child = spawn(spec, &log)?;
+        // From here on the lock is the child's: it keeps the descriptor as its standard error.
+        drop(log);
+        match wait_for_monitor(spec, &mut child).await {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                child.kill().await.map_err(of_file(directory))?;
+                Err(error)
+            }
+        }
+    }
+
+    async fn state(&self, spec: &DomainSpec) -> Result<DomainState, HypervisorError> {
+        Ok(if is_running(&spec.directory)? {
+            DomainState::Running
+        } else {
+            DomainState::Stopped
+        })
+    }
+
+    async fn stop(&self, spec: &DomainSpec, how: Stop) -> Result<(), HypervisorError> {
+        if !is_running(&spec.directory)? {
+            return Ok(());
+        }
+        match how {
+            Stop::Graceful(timeout) => {
+                qmp::execute(spec, "system_powerdown").await?;
+                if !ends_within(&spec.directory, timeout).await? {
+                    return Err(HypervisorError::StopTimeout {
+                        domain: spec.name.clone(),
+                        seconds: timeout.as_secs(),
+                    });
+                }
+            }
+            Stop::Force => {
+                let quit = qmp::execute(spec, "quit").await;
+                if !ends_within(&spec.directory, QUIT_TIMEOUT).await? {
+                    kill(spec)?;
+                    if !ends_within(&spec.directory, QUIT_TIMEOUT).await? {
+                        quit?;
+                        return Err(HypervisorError::StopTimeout {
+                            domain: spec.name.clone(),
+                            seconds: QUIT_TIMEOUT.as_secs(),
+                        });
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn undefine(&self, _spec: &DomainSpec) -> Result<(), HypervisorError> {
+        Ok(())
+    }
+
+    async fn console(&self, spec: &DomainSpec) -> Result<ConsoleInput, HypervisorError> {
+        if !is_running(&spec.directory)? {
+            return Err(HypervisorError::NotRunning {
+                domain: spec.name.clone(),
+            });
+        }
+        let path = input(&spec.directory);
+        let mut pipe = tokio::net::unix::pipe::OpenOptions::new()
+            .open_sender(&path)
+            .map_err(of_file(&path))?;
+        let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(16);
+        tokio::spawn(async move {
+            while let Some(bytes) = receiver.recv().await {
+                // QEMU has ended: so does the console.
+                if pipe.write_all(&bytes).await.is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(sender)
+    }
+}
+
+fn input(directory: &Path) -> PathBuf {
+    directory.join("console.in")
+}
+
+fn of_file(path: &Path) -> impl FnOnce(io::Error) -> HypervisorError {
+    let path = path.to_owned();
+    move |source| HypervisorError::Io { path, source }
+}
+
+fn file_error(error: files::FileError) -> HypervisorError {
+    HypervisorError::Io {
+        path: error.path,
+        source: error.source,
+    }
+}
+
+/// Takes the lock that says that QEMU runs.
+async fn lock(path: &Path, name: &DomainName) -> Result<Lock, HypervisorError> {
+    // Whoever looks whether it runs holds the lock for an instant.
+    for _ in 0..10 {
+        if let Some(lock) = Lock::exclusive(path, Wait::No).map_err(file_error)? {
+            return Ok(lock);
+        }
+        sleep(POLL).await;
+    }
+    Err(HypervisorError::Running {
+        domain: name.clone(),
+    })
+}
+
+fn is_running(directory: &Path) -> Result<bool, HypervisorError> {
+    let path = directory.join("qemu.log");
+    if !path.exists() {
+        return Ok(false);
+    }
+    Ok(Lock::shared(&path, Wait::No).map_err(file_error)?.is_none())
+}
+
+async fn ends_within(directory: &Path, timeout: Duration) -> Result<bool, HypervisorError> {
+    let deadline = Instant::now() + timeout;
+    while is_running(directory)? {
+        if Instant::now() > deadline {
+            return Ok(false);
+        }
+        sleep(POLL).await;
+    }
+    Ok(true)
+}
+
+/// Starts QEMU, whose standard error is the locked log.
+fn spawn(spec: &DomainSpec, log: &Lock) -> Result<Child, HypervisorError> {
+    let command = args::command(spec)?;
+    let directory = &spec.directory;
+    for name in [args::MONITOR, args::PID_FILE, "console.log"] {
+        files::remove(&directory.join(name)).map_err(file_error)?;
+    }
+    let input = input(directory);
+    match mknodat(CWD, &input, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
+        Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+        Err(error) => return Err(of_file(&input)(error.into())),
+    }
+    // Open for both, so that QEMU never sees the end of it when a console is closed.
+    let keyboard = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits().cast_signed())
+        .open(&input)
+        .map_err(of_file(&input))?;
+    let errors = log.file().try_clone().map_err(of_file(directory))?;
+    let (program, arguments) = command.split_first().expect("a command has a program");
+    Command::new(program)
+        .args(arguments)
+        .current_dir(directory)
+        .stdin(Stdio::from(keyboard))
+        .stdout(Stdio::null())
+        .stderr(Stdio::from(errors))
+        // Ctrl-C in the terminal is for us; we tell QEMU.
+        .process_group(0)
+        .spawn()
+        .map_err(|source| match source.kind() {
+            io::ErrorKind::NotFound => HypervisorError::NoProgram {
+                program: program.to_string_lossy().into_owned(),
+            },
+            _ => of_file(Path::new(program))(source),
+        })
+}
+
+/// Waits until QEMU's monitor answers, or until QEMU has already ended well.
+async fn wait_for_monitor(spec: &DomainSpec, child: &mut Child) -> Result<(), HypervisorError> {
+    let deadline = Instant::now() + START_TIMEOUT;
+    loop {
+        if let Some(status) = child.try_wait().map_err(of_file(&spec.directory))? {
+            return started(spec, status);
+        }
+        match qmp::execute(spec, "query-status").await {
+            Ok(()) => return Ok(()),
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => sleep(POLL).await,
+        }
+    }
+}
+
+/// Judges a QEMU that has already ended: a guest may have powered off at once.
+fn started(spec: &DomainSpec, status: ExitStatus) -> Result<(), HypervisorError> {
+    if status.success() {
+        return Ok(());
+    }
+    let log = fs::read_to_string(spec.directory.join("qemu.log")).unwrap_or_default();
+    let said = log.lines().rev().find(|line| !line.trim().is_empty());
+    Err(HypervisorError::QemuStart {
+        domain: spec.name.clone(),
+        message: said.map_or_else(|| status.to_string(), str::to_owned),
+    })
+}
+
+/// Kills a QEMU that does not obey. The process is ours only if it works in the VM's directory.
+fn kill(spec: &DomainSpec) -> Result<(), HypervisorError> {
+    let path = spec.directory.join(args::PID_FILE);
+    let text = fs::read_to_string(&path).map_err(of_file(&path))?;
+    let process = text.trim().parse().ok().and_then(Pid::from_raw);
+    let is_ours = |pid: Pid| {
+        fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero()))
+            .is_ok_and(|directory| directory == spec.directory)
+    };
+    match process.filter(|pid| is_ours(*pid)) {
+        Some(pid) => kill_process(pid, Signal::KILL).map_err(|error| of_file(&path)(error.into())),
+        None => Ok(()),
+    }
+}
