@@ -199,6 +199,14 @@ pub enum HypervisorError {
         /// The path.
         path: PathBuf,
     },
+    /// A text that can not be written into an XML document.
+    #[error("{place} has a character that XML has not: {text}")]
+    Text {
+        /// The element or attribute that was to have it.
+        place: &'static str,
+        /// The text, printable.
+        text: String,
+    },
     /// A file of the VM's could not be used.
     #[error("can not use {path}")]
     Io {

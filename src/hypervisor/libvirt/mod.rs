@@ -1,1 +1,5 @@
-//! libvirt (being written).
+//! VMs as domains of libvirt's QEMU driver.
+
+mod devices;
+mod element;
+pub mod xml;
