@@ -1,5 +1,358 @@
-//! VMs as domains of libvirt's QEMU driver.
+//! VMs as domains of libvirt's QEMU driver, found by their UUID: a domain that somebody else made
+//! is never touched, whatever its name.
+//!
+//! Every call has a connection of its own. One costs milliseconds on a local socket, none is ever
+//! stale, and nobody has to drive libvirt's event loop. All of it is on blocking threads.
 
+mod capabilities;
+mod connection;
+mod console;
 mod devices;
 mod element;
 pub mod xml;
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::task::spawn_blocking;
+use tokio::time::{sleep, timeout};
+use virt::domain::{
+    Domain, DomainPausedReason, DomainState as VirtState, DomainStateReason, DomainStateReasonEnum,
+};
+use virt::enumutil::Enum;
+use virt::error::Error as VirtError;
+
+use crate::domain::DomainSpec;
+use crate::hypervisor::libvirt::connection::{Attempt, Connection, Uri};
+use crate::hypervisor::libvirt::xml::Labels;
+use crate::hypervisor::{ConsoleInput, DomainState, Hypervisor, HypervisorError, Owner, Stop};
+use crate::oci::Printable;
+
+/// Time between two looks at a VM that is to stop.
+const STOP_POLL: Duration = Duration::from_millis(100);
+
+/// libvirt on this host.
+#[derive(Debug, Clone, Copy)]
+pub struct Libvirt {
+    uri: Uri,
+}
+
+impl Libvirt {
+    /// Takes `qemu:///system` or `qemu:///session`; connects when first asked for something.
+    pub fn open(uri: &str) -> Result<Self, HypervisorError> {
+        [Uri::System, Uri::Session]
+            .into_iter()
+            .find(|known| known.as_str() == uri)
+            .map(|uri| Self { uri })
+            .ok_or_else(|| HypervisorError::Uri {
+                uri: Printable(uri).to_string(),
+            })
+    }
+
+    /// Runs `work` with a connection, on a thread that may block.
+    async fn connected<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(Connection) -> Result<T, HypervisorError> + Send + 'static,
+    ) -> Result<T, HypervisorError> {
+        let uri = self.uri;
+        spawn_blocking(move || work(Connection::open(uri)?))
+            .await
+            // Nobody cancels it, so it panicked.
+            .unwrap_or_else(|error| resume_unwind(error.into_panic()))
+    }
+
+    /// Runs `work`, which is to `action` the VM, with its domain if there is one.
+    async fn with_domain<T: Send + 'static>(
+        &self,
+        spec: &DomainSpec,
+        action: &'static str,
+        work: impl FnOnce(&Attempt, Option<Domain>) -> Result<T, HypervisorError> + Send + 'static,
+    ) -> Result<T, HypervisorError> {
+        let name = spec.name.clone();
+        let uuid = spec.uuid.clone();
+        self.connected(move |connection| {
+            let attempt = Attempt {
+                connection,
+                action,
+                name,
+            };
+            let found = attempt
+                .connection
+                .handle
+                .lookup_domain_by_uuid_string(uuid.as_str());
+            let domain = attempt.known(found)?;
+            work(&attempt, domain)
+        })
+        .await
+    }
+
+    async fn labels(&self) -> Result<Labels, HypervisorError> {
+        Ok(match (self.file_owner().await?, self.uri) {
+            (Some(owner), _) => Labels::Static(owner),
+            // The VM's files are the caller's, who can not give them away; libvirt can.
+            (None, Uri::System) => Labels::Dynamic,
+            (None, Uri::Session) => Labels::None,
+        })
+    }
+}
+
+#[async_trait]
+impl Hypervisor for Libvirt {
+    fn name(&self) -> String {
+        self.uri.as_str().to_owned()
+    }
+
+    async fn file_owner(&self) -> Result<Option<Owner>, HypervisorError> {
+        // Nobody else can give files away. Root's session is the system's daemon.
+        if !rustix::process::geteuid().is_root() {
+            return Ok(None);
+        }
+        self.connected(|connection| {
+            let capabilities = connection.handle.capabilities();
+            let capabilities = capabilities.map_err(|error| connection.lost(&error))?;
+            Ok(capabilities::qemu_user(&capabilities))
+        })
+        .await
+    }
+
+    async fn define(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
+        let document = xml::render(spec, self.labels().await?)?;
+        let uuid = spec.uuid.clone();
+        self.with_domain(spec, "define", move |attempt, _| {
+            let libvirt = &attempt.connection.handle;
+            if let Some(domain) =
+                attempt.known(libvirt.lookup_domain_by_name(attempt.name.as_str()))?
+            {
+                let its_uuid = attempt.done(domain.uuid_string())?;
+                if !its_uuid.eq_ignore_ascii_case(uuid.as_str()) {
+                    return Err(HypervisorError::ForeignDomain {
+                        domain: attempt.name.clone(),
+                    });
+                }
+            }
+            // Validated, because libvirt ignores what it does not know: a domain without its
+            // firmware's format, say, would be defined and hang.
+            let flags = virt::sys::VIR_DOMAIN_DEFINE_VALIDATE;
+            attempt.done(libvirt.define_domain_xml_flags(&document, flags))?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn start(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
+        let log = spec.console_log();
+        self.with_domain(spec, "start", move |attempt, domain| {
+            let domain = attempt.required(domain)?;
+            let running = || HypervisorError::Running {
+                domain: attempt.name.clone(),
+            };
+            if attempt.done(domain.is_active())? {
+                return Err(running());
+            }
+            begin_log(log)?;
+            domain.create().map_err(|error| {
+                // Somebody else was faster.
+                if domain.is_active() == Ok(true) {
+                    running()
+                } else {
+                    attempt.failed(&error)
+                }
+            })
+        })
+        .await
+    }
+
+    async fn state(&self, spec: &DomainSpec) -> Result<DomainState, HypervisorError> {
+        self.with_domain(spec, "tell the state of", |attempt, domain| match domain {
+            None => Ok(DomainState::Unknown),
+            Some(domain) => state(attempt, &domain),
+        })
+        .await
+    }
+
+    async fn stop(&self, spec: &DomainSpec, how: Stop) -> Result<(), HypervisorError> {
+        self.with_domain(spec, "stop", move |attempt, domain| {
+            let Some(domain) = domain else { return Ok(()) };
+            if !attempt.done(domain.is_active())? {
+                return Ok(());
+            }
+            let stopped = match how {
+                Stop::Graceful(_) => domain.shutdown(),
+                Stop::Force => domain.destroy(),
+            };
+            stopped.or_else(|error| {
+                // It may have ended by itself meanwhile.
+                if domain.is_active() == Ok(false) {
+                    Ok(())
+                } else {
+                    Err(attempt.failed(&error))
+                }
+            })
+        })
+        .await?;
+        match how {
+            Stop::Force => Ok(()),
+            Stop::Graceful(patience) => {
+                timeout(patience, self.stopped(spec))
+                    .await
+                    .unwrap_or_else(|_| {
+                        Err(HypervisorError::StopTimeout {
+                            domain: spec.name.clone(),
+                            seconds: patience.as_secs(),
+                        })
+                    })
+            }
+        }
+    }
+
+    async fn undefine(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
+        self.with_domain(spec, "undefine", |attempt, domain| {
+            let Some(domain) = domain else { return Ok(()) };
+            if attempt.done(domain.is_active())? {
+                // libvirt would let it run on, as a domain that is gone once it stops.
+                return Err(HypervisorError::Running {
+                    domain: attempt.name.clone(),
+                });
+            }
+            // The variable store is in the VM's directory, which is the caller's to delete.
+            let flags = virt::sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
+                | virt::sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+                | virt::sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+                | virt::sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
+            attempt.known(domain.undefine_flags(flags))?;
+            Ok(())
+        })
+        .await
+    }
+
+    async fn console(&self, spec: &DomainSpec) -> Result<ConsoleInput, HypervisorError> {
+        self.with_domain(spec, "open the console of", |attempt, domain| {
+            let domain = attempt.required(domain)?;
+            if !attempt.done(domain.is_active())? {
+                return Err(HypervisorError::NotRunning {
+                    domain: attempt.name.clone(),
+                });
+            }
+            console::open(attempt, domain)
+        })
+        .await
+    }
+}
+
+impl Libvirt {
+    /// Waits until the VM does not run.
+    async fn stopped(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
+        loop {
+            match self.state(spec).await? {
+                DomainState::Unknown | DomainState::Stopped => return Ok(()),
+                DomainState::Running | DomainState::Paused => sleep(STOP_POLL).await,
+            }
+        }
+    }
+}
+
+fn state(attempt: &Attempt, domain: &Domain) -> Result<DomainState, HypervisorError> {
+    let (state, reason) = attempt.done(domain.state())?;
+    let Some(state) = state.known() else {
+        // The crate drops the call's error and returns a state that there is not.
+        let state = attempt.known(Err(VirtError::last_error()))?;
+        return Ok(state.unwrap_or(DomainState::Unknown));
+    };
+    Ok(match state {
+        VirtState::Running | VirtState::Blocked | VirtState::Shutdown => DomainState::Running,
+        VirtState::Shutoff | VirtState::Crashed => DomainState::Stopped,
+        VirtState::Paused if is_passing(reason) => DomainState::Running,
+        VirtState::Paused | VirtState::PMSuspended | VirtState::NoState => DomainState::Paused,
+    })
+}
+
+/// Tells whether libvirt itself has paused the VM, on its way up or down.
+fn is_passing(reason: DomainStateReasonEnum) -> bool {
+    let Enum::Known(DomainStateReason::Paused(reason)) = reason else {
+        return false;
+    };
+    reason.is(DomainPausedReason::StartingUp) || reason.is(DomainPausedReason::ShuttingDown)
+}
+
+/// Removes what earlier starts printed and makes an empty file for the next, ours to read: libvirt's
+/// logger would make it root's.
+fn begin_log(log: PathBuf) -> Result<(), HypervisorError> {
+    let in_log = |source| HypervisorError::Io {
+        path: log.clone(),
+        source,
+    };
+    remove(&log).map_err(in_log)?;
+    // The logger rolls a log of 2 MiB to `console.log.0`, that one to `console.log.1`, and so on.
+    for number in 0.. {
+        let mut rolled = log.clone().into_os_string();
+        rolled.push(format!(".{number}"));
+        if !remove(&PathBuf::from(rolled)).map_err(in_log)? {
+            break;
+        }
+    }
+    fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&log)
+        .map_err(in_log)?;
+    Ok(())
+}
+
+/// Removes a file; tells whether it was there.
+fn remove(file: &Path) -> io::Result<bool> {
+    match fs::remove_file(file) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_this_hosts_qemu_is_opened() {
+        for uri in ["qemu:///system", "qemu:///session"] {
+            assert_eq!(Libvirt::open(uri).unwrap().name(), uri);
+        }
+        for uri in [
+            "",
+            "qemu:///",
+            "qemu:///system?socket=/tmp/x",
+            "qemu+ssh://host/system",
+            "qemu+ext:///system?command=/bin/sh",
+            "xen:///system",
+            "test:///default",
+            "QEMU:///system",
+        ] {
+            let error = Libvirt::open(uri).unwrap_err();
+            assert!(matches!(error, HypervisorError::Uri { uri: shown } if shown == uri));
+        }
+    }
+
+    #[test]
+    fn a_new_log_is_empty_and_ours_and_the_rolled_ones_are_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("console.log");
+        for name in ["console.log", "console.log.0", "console.log.1", "other.0"] {
+            fs::write(directory.path().join(name), "old").unwrap();
+        }
+        for _ in 0..2 {
+            begin_log(log.clone()).unwrap();
+            assert_eq!(fs::read(&log).unwrap(), b"");
+        }
+        let mut names: Vec<_> = fs::read_dir(directory.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["console.log", "other.0"]);
+    }
+}

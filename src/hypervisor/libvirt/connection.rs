@@ -1,0 +1,104 @@
+//! Connections to libvirt, and what their errors are called.
+
+use std::sync::Once;
+
+use virt::connect::Connect;
+use virt::domain::Domain;
+use virt::error::{Error as VirtError, ErrorNumber};
+
+use crate::domain::DomainName;
+use crate::hypervisor::HypervisorError;
+
+/// Where a connection leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Uri {
+    /// The daemon of the host, which runs QEMU as a user of its own.
+    System,
+    /// The daemon of the user who calls.
+    Session,
+}
+
+/// A connection, and where it leads.
+pub(super) struct Connection {
+    uri: Uri,
+    pub(super) handle: Connect,
+}
+
+impl Connection {
+    pub(super) fn open(uri: Uri) -> Result<Self, HypervisorError> {
+        static SILENCE: Once = Once::new();
+        // libvirt prints each error to stderr unless it has a callback to tell it to.
+        SILENCE.call_once(virt::error::clear_error_callback);
+        match Connect::open(Some(uri.as_str())) {
+            Ok(handle) => Ok(Self { uri, handle }),
+            Err(error) => Err(uri.unreachable(&error)),
+        }
+    }
+
+    /// For what is asked of libvirt itself and not of a domain.
+    pub(super) fn lost(&self, error: &VirtError) -> HypervisorError {
+        self.uri.unreachable(error)
+    }
+}
+
+/// Something that is being done to a domain, to be named if it fails.
+pub(super) struct Attempt {
+    pub(super) connection: Connection,
+    /// Reads on from "libvirt could not".
+    pub(super) action: &'static str,
+    pub(super) name: DomainName,
+}
+
+impl Attempt {
+    pub(super) fn done<T>(&self, result: Result<T, VirtError>) -> Result<T, HypervisorError> {
+        result.map_err(|error| self.failed(&error))
+    }
+
+    /// The same, for a domain that may be unknown.
+    pub(super) fn known<T>(
+        &self,
+        result: Result<T, VirtError>,
+    ) -> Result<Option<T>, HypervisorError> {
+        match result {
+            Err(error) if error.code().is(ErrorNumber::NoDomain) => Ok(None),
+            result => self.done(result).map(Some),
+        }
+    }
+
+    pub(super) fn required(&self, domain: Option<Domain>) -> Result<Domain, HypervisorError> {
+        domain.ok_or_else(|| self.refused("it is not defined".to_owned()))
+    }
+
+    pub(super) fn failed(&self, error: &VirtError) -> HypervisorError {
+        // The code does not tell whether it was us who lost libvirt, or libvirt who did not reach
+        // a daemon of its own.
+        if self.connection.handle.is_alive() != Ok(true) {
+            return self.connection.lost(error);
+        }
+        self.refused(error.message().to_owned())
+    }
+
+    pub(super) fn refused(&self, message: String) -> HypervisorError {
+        HypervisorError::Libvirt {
+            action: self.action,
+            domain: self.name.clone(),
+            message,
+        }
+    }
+}
+
+impl Uri {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::System => "qemu:///system",
+            Self::Session => "qemu:///session",
+        }
+    }
+
+    fn unreachable(self, error: &VirtError) -> HypervisorError {
+        HypervisorError::Connect {
+            uri: self.as_str().to_owned(),
+            message: error.message().to_owned(),
+        }
+    }
+}
