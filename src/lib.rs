@@ -6,6 +6,7 @@ pub mod content;
 pub mod boot;
 pub mod domain;
 pub mod files;
+pub mod source;
 pub mod store;
 pub mod host;
 pub mod firmware;

@@ -4,6 +4,7 @@
 //! hands out is bounded and, for documents, verified; the content of a blob is verified by
 //! whoever writes it down (`store::Ingest`), so that hash and size are checked at one place.
 
+mod error;
 pub mod credentials;
 pub mod layout;
 pub mod registry;
@@ -17,7 +18,9 @@ use futures_util::Stream;
 use crate::oci::{Descriptor, Digest, Reference};
 
 pub use credentials::Credentials;
-pub use registry::SourceError;
+pub use error::{
+    AddressRefusal, CredentialsProblem, HelperProblem, SourceError, Unavailability, Violation,
+};
 
 /// How sources are reached.
 #[derive(Debug, Clone, Default)]

@@ -1,0 +1,375 @@
+//! What can go wrong between us and the place that has an image.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use thiserror::Error;
+
+use crate::oci::Digest;
+
+/// Why a source did not give, or did not take, what was asked of it.
+///
+/// Words of the other side are cut and made printable; passwords and tokens are never in here.
+#[derive(Debug, Error)]
+pub enum SourceError {
+    /// There is no such tag, digest, repository or layout entry.
+    #[error("no such image: {image}")]
+    ImageNotFound {
+        /// The reference.
+        image: String,
+    },
+    /// A document of the image names a blob or manifest that is not there.
+    #[error("{image} has no {digest}")]
+    BlobNotFound {
+        /// The reference.
+        image: String,
+        /// What is missing.
+        digest: Box<Digest>,
+    },
+    /// The registry refuses us: wrong credentials, none, or not allowed (status 401 or 403).
+    #[error(
+        "{registry} refuses {} to {repository}: {words}",
+        user.as_deref().map_or("anonymous access".to_owned(), |user| format!("user {user}"))
+    )]
+    Unauthorized {
+        /// Host and port of the registry.
+        registry: String,
+        /// The repository.
+        repository: String,
+        /// Who we said that we are.
+        user: Option<String>,
+        /// What the registry says.
+        words: String,
+    },
+    /// The registry cannot be reached or cannot serve now.
+    #[error("{registry} is not available")]
+    Unavailable {
+        /// Host and port of the registry.
+        registry: String,
+        /// What happened.
+        #[source]
+        cause: Unavailability,
+    },
+    /// The registry does not prove who it is.
+    #[error("{registry} cannot be trusted: {reason}")]
+    Tls {
+        /// Host and port of the registry.
+        registry: String,
+        /// What is wrong with its certificate or its handshake.
+        reason: String,
+    },
+    /// The registry sends us to an address where we do not go.
+    #[error("{registry} redirects to {target}")]
+    RedirectRefused {
+        /// Host and port of the registry.
+        registry: String,
+        /// Where to, without its query.
+        target: String,
+        /// Why we do not go there.
+        #[source]
+        reason: AddressRefusal,
+    },
+    /// The registry wants our credentials sent to an address where we do not send them.
+    #[error("{registry} has its tokens issued by {realm}")]
+    RealmRefused {
+        /// Host and port of the registry.
+        registry: String,
+        /// The address.
+        realm: String,
+        /// Why nothing was sent there.
+        #[source]
+        reason: AddressRefusal,
+    },
+    /// The registry's answer is not what the distribution specification allows.
+    #[error("{image}: the registry breaks the protocol")]
+    Protocol {
+        /// The reference.
+        image: String,
+        /// How.
+        #[source]
+        violation: Violation,
+    },
+    /// More bytes than allowed.
+    #[error("{what} is larger than {limit} bytes")]
+    TooLarge {
+        /// What was being read.
+        what: String,
+        /// The limit.
+        limit: u64,
+    },
+    /// The content is not what its digest says.
+    #[error("{image}: content has digest {actual}, expected {expected}")]
+    DigestMismatch {
+        /// The reference.
+        image: String,
+        /// What was asked for, or announced by the sender.
+        expected: Box<Digest>,
+        /// What the bytes hash to.
+        actual: Box<Digest>,
+    },
+    /// The content is not as long as its descriptor says.
+    #[error("{digest} has {actual} bytes, expected {expected}")]
+    SizeMismatch {
+        /// The blob.
+        digest: Box<Digest>,
+        /// Size in bytes that its descriptor says.
+        expected: u64,
+        /// Size in bytes that the sender has.
+        actual: u64,
+    },
+    /// The registry does not take what we push.
+    #[error("{image}: the registry does not take {what} (status {status}): {words}")]
+    Rejected {
+        /// The reference.
+        image: String,
+        /// What was pushed.
+        what: String,
+        /// HTTP status.
+        status: u16,
+        /// What the registry says.
+        words: String,
+    },
+    /// The directory is not an OCI layout.
+    #[error("not an OCI layout: {}", directory.display())]
+    NotALayout {
+        /// The directory.
+        directory: PathBuf,
+        /// What is missing or unreadable.
+        #[source]
+        source: Box<SourceError>,
+    },
+    /// A layout's `index.json` or `oci-layout` cannot be understood.
+    #[error("cannot understand {}", path.display())]
+    LayoutJson {
+        /// The file.
+        path: PathBuf,
+        /// Where the parser stopped.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The layout has no entry of that name.
+    #[error("layout {} has no entry {name}; it has {}", directory.display(), list(names))]
+    LayoutEntryNotFound {
+        /// The layout.
+        directory: PathBuf,
+        /// The name that was asked for.
+        name: String,
+        /// The names that there are.
+        names: Vec<String>,
+    },
+    /// Several entries could be meant.
+    #[error("layout {} has several entries; it has {}", directory.display(), list(names))]
+    LayoutAmbiguous {
+        /// The layout.
+        directory: PathBuf,
+        /// The names (or digests) of those that could be meant.
+        names: Vec<String>,
+    },
+    /// A file of the layout is a link, a device, or anything but a file.
+    #[error("not a regular file: {}", path.display())]
+    NotAFile {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A file of credentials cannot be used.
+    #[error("credentials in {} cannot be used", path.display())]
+    CredentialsFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        problem: CredentialsProblem,
+    },
+    /// A credential helper does not do its work.
+    #[error("credential helper {helper} fails for {registry}")]
+    CredentialHelper {
+        /// Its name, without `docker-credential-`.
+        helper: String,
+        /// The registry.
+        registry: String,
+        /// What is wrong with it.
+        #[source]
+        problem: HelperProblem,
+    },
+    /// The HTTP client cannot be set up, for instance without any certificate authority.
+    #[error("cannot set up the HTTP client for {registry}")]
+    Client {
+        /// Host and port of the registry.
+        registry: String,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+    /// A file operation failed.
+    #[error("cannot {doing} {}", path.display())]
+    Io {
+        /// What was being done.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl SourceError {
+    /// Tells whether the same request may succeed later; a broken blob stream can be resumed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+}
+
+/// Why a registry is not available.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Unavailability {
+    /// The connection failed or broke.
+    #[error("connection failed: {0}")]
+    Connection(String),
+    /// Nothing came for too long.
+    #[error("it does not answer in time")]
+    Timeout,
+    /// Something came, but so little that it would never end.
+    #[error("it sends less than {minimum} bytes a second")]
+    Slow {
+        /// Least bytes a second that are waited for.
+        minimum: u64,
+    },
+    /// It says that it cannot serve: too many requests, or an error of its own.
+    #[error("it answers with status {status}: {words}")]
+    Status {
+        /// HTTP status.
+        status: u16,
+        /// What it says.
+        words: String,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// Why an address is not gone to.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum AddressRefusal {
+    /// It is not an absolute URL.
+    #[error("that is no address")]
+    NoAddress,
+    /// Neither https nor http.
+    #[error("only https and http are followed")]
+    Scheme,
+    /// From encrypted to plain.
+    #[error("that would leave TLS")]
+    Downgrade,
+    /// Plain HTTP to another machine.
+    #[error("plain HTTP is spoken on loopback only")]
+    PlainHttp,
+    /// A link-local address: a cloud's metadata service.
+    #[error("it is a link-local address")]
+    LinkLocal,
+    /// This machine, though the registry is another one.
+    #[error("it is this machine's own address")]
+    Loopback,
+    /// Too many in a row.
+    #[error("it is redirect number {0}")]
+    TooMany(usize),
+}
+
+/// How a registry breaks the protocol.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Violation {
+    /// The answer is not HTTP, or its head is too large.
+    #[error("the answer is not HTTP: {0}")]
+    Http(String),
+    /// A status that the request does not have.
+    #[error("unexpected status {status}: {words}")]
+    Status {
+        /// HTTP status.
+        status: u16,
+        /// What the registry says.
+        words: String,
+    },
+    /// A part where the whole was asked for.
+    #[error("it sends a part where the whole was asked for")]
+    UnaskedPart,
+    /// Another part than the one that was asked for.
+    #[error("it sends `{got}` where bytes from {offset} on of {size} were asked for")]
+    WrongPart {
+        /// First byte that was asked for.
+        offset: u64,
+        /// Size of the blob.
+        size: u64,
+        /// Its Content-Range.
+        got: String,
+    },
+    /// A body that would have to be unpacked.
+    #[error("the body is encoded: {0}")]
+    Encoded(String),
+    /// It asks for an authentication that we do not have.
+    #[error("it asks for an unknown authentication: {0}")]
+    Challenge(String),
+    /// Its token cannot be a token.
+    #[error("its token cannot be used: {0}")]
+    Token(&'static str),
+    /// It does not say where to upload to.
+    #[error("it does not say where to upload to")]
+    NoLocation,
+    /// It stored something else than what was pushed.
+    #[error("it stored the document under another digest: {0}")]
+    OtherDigest(String),
+}
+
+/// What is wrong with a file of credentials.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum CredentialsProblem {
+    /// Not JSON, or a field of the wrong type. The parser's words are left out: they may quote.
+    #[error("not readable as JSON at line {line}, column {column}")]
+    Json {
+        /// Line, from 1.
+        line: usize,
+        /// Column.
+        column: usize,
+    },
+    /// `auth` is not base64 of `user:password`.
+    #[error("`auth` is not base64 of user:password, for {0}")]
+    Auth(String),
+    /// An identity token, which needs a flow that ironboot does not have.
+    #[error("it has an identity token instead of a password, which is not supported, for {0}")]
+    IdentityToken(String),
+    /// A helper's name that could be a path.
+    #[error("not a name of a credential helper: {0}")]
+    HelperName(String),
+    /// Larger than any such file is.
+    #[error("larger than {0} bytes")]
+    TooLarge(u64),
+}
+
+/// What is wrong with a credential helper.
+#[derive(Debug, Error)]
+pub enum HelperProblem {
+    /// It cannot be started.
+    #[error("cannot start it")]
+    Start(#[source] io::Error),
+    /// It cannot be talked to.
+    #[error("cannot talk to it")]
+    Talk(#[source] io::Error),
+    /// It says nothing for too long.
+    #[error("it does not answer in time")]
+    Timeout,
+    /// It says too much, or not what helpers say.
+    #[error("its answer is not a user name and a secret")]
+    Answer,
+    /// It says that something is wrong.
+    #[error("it says: {0}")]
+    Says(String),
+    /// An identity token, which needs a flow that ironboot does not have.
+    #[error("it gives an identity token instead of a password, which is not supported")]
+    IdentityToken,
+}
+
+fn list(names: &[String]) -> String {
+    match names {
+        [] => "none that has a name".to_owned(),
+        names => names.join(", "),
+    }
+}

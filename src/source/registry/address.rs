@@ -1,0 +1,238 @@
+//! Where a request may go: pure decisions, and a resolver that keeps names to the same rules.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use reqwest::Url;
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+use reqwest::redirect;
+use thiserror::Error;
+
+use crate::source::{AddressRefusal, TlsPolicy};
+
+/// Most redirects in a row.
+const MAX_REDIRECTS: usize = 5;
+
+/// The rules for the addresses that a registry may send us to.
+#[derive(Debug, Clone)]
+pub(super) struct AddressPolicy {
+    /// Host of the registry itself, which the user chose.
+    pub(super) registry_host: String,
+    /// Whether that is this machine.
+    pub(super) registry_is_loopback: bool,
+    /// Whether plain HTTP to other machines was allowed.
+    pub(super) tls: TlsPolicy,
+}
+
+/// An address that was refused, as it travels through the HTTP client's errors.
+#[derive(Debug, Clone, Error)]
+#[error("{target}")]
+pub(super) struct Refused {
+    pub(super) target: String,
+    #[source]
+    pub(super) reason: AddressRefusal,
+}
+
+impl AddressPolicy {
+    pub(super) fn of(registry: &Url, tls: TlsPolicy) -> Self {
+        Self {
+            registry_host: registry.host_str().unwrap_or_default().to_owned(),
+            registry_is_loopback: is_loopback(registry),
+            tls,
+        }
+    }
+
+    /// Tells whether the registry itself may be spoken to by plain HTTP.
+    pub(super) fn plain_registry(&self) -> bool {
+        self.registry_is_loopback || self.tls == TlsPolicy::Insecure
+    }
+
+    /// Decides whether to go to `target` when `from` says so.
+    pub(super) fn check(&self, from: &Url, target: &Url) -> Result<(), AddressRefusal> {
+        if !["https", "http"].contains(&target.scheme()) {
+            return Err(AddressRefusal::Scheme);
+        }
+        if address(target).is_some_and(is_link_local) {
+            return Err(AddressRefusal::LinkLocal);
+        }
+        if is_loopback(target) && !self.registry_is_loopback {
+            return Err(AddressRefusal::Loopback);
+        }
+        if target.scheme() == "http" {
+            if from.scheme() == "https" {
+                return Err(AddressRefusal::Downgrade);
+            }
+            if !is_loopback(target) && self.tls == TlsPolicy::Verify {
+                return Err(AddressRefusal::PlainHttp);
+            }
+        }
+        Ok(())
+    }
+
+    /// The same rules, for the client's redirects.
+    pub(super) fn redirects(self) -> redirect::Policy {
+        redirect::Policy::custom(move |attempt| {
+            let hops = attempt.previous().len();
+            let verdict = match attempt.previous().last() {
+                _ if hops > MAX_REDIRECTS => Err(AddressRefusal::TooMany(hops)),
+                Some(from) => self.check(from, attempt.url()),
+                None => Err(AddressRefusal::NoAddress),
+            };
+            match verdict {
+                Ok(()) => attempt.follow(),
+                Err(reason) => {
+                    let target = shown(attempt.url());
+                    attempt.error(Refused { target, reason })
+                }
+            }
+        })
+    }
+}
+
+/// Returns `url` without what may be secret in it: signed URLs carry their signature in the query.
+pub(super) fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.set_fragment(None);
+    // Both fail only for addresses that can have neither.
+    if url.set_username("").and(url.set_password(None)).is_err() {
+        return url.scheme().to_owned();
+    }
+    crate::oci::Printable(url.as_str()).to_string()
+}
+
+fn address(url: &Url) -> Option<IpAddr> {
+    let host = url.host_str()?;
+    let address: IpAddr = host.trim_matches(['[', ']']).parse().ok()?;
+    Some(address.to_canonical())
+}
+
+pub(super) fn is_loopback(url: &Url) -> bool {
+    match address(url) {
+        Some(address) => is_own(address),
+        None => url.host_str().is_some_and(is_localhost),
+    }
+}
+
+fn is_localhost(host: &str) -> bool {
+    let host = host.trim_end_matches('.');
+    host == "localhost" || host.ends_with(".localhost")
+}
+
+/// The unspecified address is counted in: Linux connects it to this machine.
+fn is_own(address: IpAddr) -> bool {
+    let address = address.to_canonical();
+    address.is_loopback() || address.is_unspecified()
+}
+
+pub(super) fn is_link_local(address: IpAddr) -> bool {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
+}
+
+/// Resolves names, without the addresses that the policy refuses: a redirect to a name must not
+/// reach what a redirect to its address would not.
+#[derive(Debug)]
+pub(super) struct Resolver(pub(super) Arc<AddressPolicy>);
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let policy = Arc::clone(&self.0);
+        Box::pin(async move {
+            let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
+            let chosen_by_user = name.as_str().eq_ignore_ascii_case(&policy.registry_host);
+            let own_allowed = policy.registry_is_loopback || chosen_by_user;
+            let mut refusal = None;
+            let allowed: Vec<_> = found
+                .filter(|socket| {
+                    let reason = match socket.ip() {
+                        ip if is_link_local(ip) => AddressRefusal::LinkLocal,
+                        ip if is_own(ip) && !own_allowed => AddressRefusal::Loopback,
+                        _ => return true,
+                    };
+                    refusal = Some(reason);
+                    false
+                })
+                .collect();
+            match refusal {
+                Some(reason) if allowed.is_empty() => {
+                    let target = name.as_str().to_owned();
+                    Err(Box::new(Refused { target, reason }).into())
+                }
+                _ => Ok(Box::new(allowed.into_iter()) as Addrs),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(registry: &str, tls: TlsPolicy, target: &str) -> Result<(), AddressRefusal> {
+        let registry: Url = registry.parse().unwrap();
+        AddressPolicy::of(&registry, tls).check(&registry, &target.parse().unwrap())
+    }
+
+    #[test]
+    fn a_registry_may_send_us_to_other_machines_by_tls_only() {
+        use AddressRefusal::{Downgrade, LinkLocal, Loopback, Scheme};
+        for (target, expected) in [
+            ("https://storage.example/blob?signature=x", Ok(())),
+            ("https://10.1.2.3/blob", Ok(())),
+            ("http://storage.example/blob", Err(Downgrade)),
+            ("ftp://storage.example/blob", Err(Scheme)),
+            ("file:///etc/passwd", Err(Scheme)),
+            ("https://169.254.169.254/latest/meta-data", Err(LinkLocal)),
+            ("http://169.254.169.254/latest/meta-data", Err(LinkLocal)),
+            ("https://2852039166/", Err(LinkLocal)),
+            ("https://[fe80::1]/", Err(LinkLocal)),
+            ("https://[::ffff:169.254.169.254]/", Err(LinkLocal)),
+            ("https://127.0.0.1/", Err(Loopback)),
+            ("https://127.1/", Err(Loopback)),
+            ("https://0.0.0.0/", Err(Loopback)),
+            ("https://[::1]/", Err(Loopback)),
+            ("https://[::ffff:127.0.0.1]/", Err(Loopback)),
+            ("https://localhost:8080/", Err(Loopback)),
+            ("https://x.localhost./", Err(Loopback)),
+        ] {
+            let verdict = check("https://registry.example", TlsPolicy::Verify, target);
+            assert_eq!(verdict, expected, "{target}");
+            // Whoever does not check certificates still does not leave TLS on the way.
+            let verdict = check("https://registry.example", TlsPolicy::Insecure, target);
+            assert_eq!(verdict, expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn a_registry_of_this_machine_may_send_us_around_this_machine() {
+        let registry = "http://127.0.0.1:5000";
+        for (tls, target, expected) in [
+            (TlsPolicy::Verify, "http://127.0.0.1:9000/", Ok(())),
+            (TlsPolicy::Verify, "https://storage.example/", Ok(())),
+            (
+                TlsPolicy::Verify,
+                "http://storage.example/",
+                Err(AddressRefusal::PlainHttp),
+            ),
+            (TlsPolicy::Insecure, "http://storage.example/", Ok(())),
+            (
+                TlsPolicy::Insecure,
+                "http://169.254.169.254/",
+                Err(AddressRefusal::LinkLocal),
+            ),
+        ] {
+            assert_eq!(check(registry, tls, target), expected, "{target}");
+        }
+    }
+
+    #[test]
+    fn an_address_is_shown_without_its_secrets() {
+        let url: Url = "https://user:pw@storage.example/blob?signature=x#y"
+            .parse()
+            .unwrap();
+        assert_eq!(shown(&url), "https://storage.example/blob");
+    }
+}

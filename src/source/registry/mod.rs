@@ -1,0 +1,448 @@
+//! A registry, read over HTTP within limits; `push` writes to one.
+//!
+//! `oci-client` knows the reference grammar and the error bodies. The requests are our own:
+//! a safe pull needs a cap on every body, a look at Content-Range, retries and a new token in
+//! mid-work, and that crate hides what these need.
+//!
+//! Format: OCI distribution-spec v1.1.
+
+mod address;
+mod auth;
+mod push;
+mod transport;
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::{Stream, stream};
+use reqwest::header::{self, HeaderMap};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
+
+use crate::oci::manifest::{DOCUMENT_TYPES, MAX_DOCUMENT_BYTES};
+use crate::oci::{Descriptor, Digest, Printable, RegistryReference};
+use crate::source::{
+    BlobStream, RawDocument, Source, SourceError, SourceOptions, Unavailability, Violation, Wanted,
+};
+
+use address::AddressPolicy;
+use auth::{Access, Session};
+pub use transport::Timeouts;
+use transport::{Transport, retrying};
+
+/// One repository of a registry, opened for one reference.
+///
+/// One value asks for one token per kind of access, however many requests it makes.
+pub struct Registry {
+    image: RegistryReference,
+    transport: Arc<Transport>,
+    session: Session,
+}
+
+impl Registry {
+    /// Opens `image`; connects to nothing yet.
+    pub fn open(image: RegistryReference, options: &SourceOptions) -> Result<Self, SourceError> {
+        Self::open_with_timeouts(image, options, Timeouts::default())
+    }
+
+    /// Opens `image` with another patience than the default.
+    pub fn open_with_timeouts(
+        image: RegistryReference,
+        options: &SourceOptions,
+        timeouts: Timeouts,
+    ) -> Result<Self, SourceError> {
+        let registry = image.registry().to_owned();
+        let repository = image.repository().to_owned();
+        // Where requests go is not always what is typed: Docker's hub has another name for it.
+        let host = oci_client::Reference::with_tag(registry.clone(), repository.clone(), "".into())
+            .resolve_registry()
+            .to_owned();
+        let policy = match format!("https://{host}/").parse() {
+            Ok(url) => AddressPolicy::of(&url, options.tls),
+            Err(_) => AddressPolicy {
+                registry_host: host.clone(),
+                registry_is_loopback: false,
+                tls: options.tls,
+            },
+        };
+        let transport = Transport::new(image.to_string(), registry.clone(), policy, timeouts)?;
+        let credentials = options.credentials.clone();
+        Ok(Self {
+            image,
+            transport: Arc::new(transport),
+            session: Session::new(registry, host, repository, credentials),
+        })
+    }
+
+    /// Sends a request below `/v2/<repository>/`, with whatever lets us in.
+    ///
+    /// A 401 is answered with a new grant, once.
+    async fn request(
+        &self,
+        access: Access,
+        method: Method,
+        path: &str,
+        prepare: impl Fn(RequestBuilder) -> RequestBuilder,
+    ) -> Result<Response, SourceError> {
+        let endpoint = self.session.endpoint(&self.transport).await?;
+        let url = format!("{}{}/{path}", endpoint.base, self.image.repository());
+        self.authorized(access, || {
+            prepare(self.transport.client.request(method.clone(), &url))
+        })
+        .await
+    }
+
+    async fn authorized(
+        &self,
+        access: Access,
+        build: impl Fn() -> RequestBuilder,
+    ) -> Result<Response, SourceError> {
+        let transport = &self.transport;
+        let mut grant = self.session.grant(transport, access).await?;
+        let mut renewed = false;
+        loop {
+            let mut request = build();
+            if let Some(authorization) = &grant.authorization {
+                request = request.header(header::AUTHORIZATION, authorization);
+            }
+            let response = transport.send(request).await?;
+            if response.status() == StatusCode::UNAUTHORIZED && !renewed {
+                renewed = true;
+                let headers = response.headers();
+                if let Some(newer) = self
+                    .session
+                    .renew(transport, access, &grant, headers)
+                    .await?
+                {
+                    grant = newer;
+                    continue;
+                }
+            }
+            if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&response.status()) {
+                let words = transport.words(response).await;
+                return Err(self.session.refused(grant.user, words));
+            }
+            return Ok(response);
+        }
+    }
+
+    /// Fetches a document of at most `limit` bytes; none if there is none at that path.
+    async fn fetch(&self, path: &str, limit: u64) -> Result<Option<Fetched>, SourceError> {
+        let accept = DOCUMENT_TYPES.join(", ");
+        let response = self
+            .request(Access::Pull, Method::GET, path, |request| {
+                request.header(header::ACCEPT, &accept)
+            })
+            .await?;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            StatusCode::PARTIAL_CONTENT => {
+                return Err(self.transport.protocol(Violation::UnaskedPart));
+            }
+            _ => return Err(self.transport.unexpected(response).await),
+        }
+        let media_type = media_type(response.headers());
+        let claimed = claimed_digest(response.headers());
+        let what = format!("{} ({path})", self.image);
+        let bytes = self.transport.read(response, limit, &what).await?;
+        if let Some(claimed) = claimed {
+            self.verify(&claimed, &bytes)?;
+        }
+        Ok(Some(Fetched { bytes, media_type }))
+    }
+
+    async fn by_tag(&self, tag: &str) -> Result<RawDocument, SourceError> {
+        let path = format!("manifests/{tag}");
+        let fetched = retrying(|| self.fetch(&path, MAX_DOCUMENT_BYTES)).await?;
+        let fetched = fetched.ok_or_else(|| self.image_not_found())?;
+        Ok(RawDocument {
+            digest: Digest::of(&fetched.bytes),
+            bytes: fetched.bytes,
+            media_type: fetched.media_type,
+        })
+    }
+
+    /// Fetches the document of a digest; none if there is none.
+    async fn by_digest(
+        &self,
+        digest: &Digest,
+        entry: Option<&Descriptor>,
+    ) -> Result<Option<RawDocument>, SourceError> {
+        let limit = entry.map_or(MAX_DOCUMENT_BYTES, |entry| entry.size);
+        let Some(fetched) = retrying(|| self.fetch_anywhere(digest, limit, entry)).await? else {
+            return Ok(None);
+        };
+        let actual = fetched.bytes.len() as u64;
+        if let Some(entry) = entry.filter(|entry| entry.size != actual) {
+            return Err(SourceError::SizeMismatch {
+                digest: Box::new(*digest),
+                expected: entry.size,
+                actual,
+            });
+        }
+        self.verify(digest, &fetched.bytes)?;
+        Ok(Some(RawDocument {
+            bytes: fetched.bytes,
+            digest: *digest,
+            media_type: fetched.media_type,
+        }))
+    }
+
+    /// Looks among the manifests, then among the blobs: common registries take a manifest of the
+    /// IronCore specification's own type only as a blob, and answer 404 or, for one that they
+    /// hold in this way, 500 when asked for it as a manifest.
+    async fn fetch_anywhere(
+        &self,
+        digest: &Digest,
+        limit: u64,
+        entry: Option<&Descriptor>,
+    ) -> Result<Option<Fetched>, SourceError> {
+        let as_manifest = match self.fetch(&format!("manifests/{digest}"), limit).await {
+            Ok(None) => Ok(None),
+            Err(error) if is_internal(&error) => Err(error),
+            result => return result,
+        };
+        match self.fetch(&format!("blobs/{digest}"), limit).await? {
+            None => as_manifest,
+            Some(blob) => Ok(Some(Fetched {
+                bytes: blob.bytes,
+                // A blob's Content-Type says nothing about what is in it.
+                media_type: entry.map(|entry| entry.media_type.clone()),
+            })),
+        }
+    }
+
+    fn verify(&self, expected: &Digest, bytes: &[u8]) -> Result<(), SourceError> {
+        let mut hasher = expected.hasher();
+        hasher.update(bytes);
+        let actual = hasher.finish();
+        if actual == *expected {
+            return Ok(());
+        }
+        Err(SourceError::DigestMismatch {
+            image: self.image.to_string(),
+            expected: Box::new(*expected),
+            actual: Box::new(actual),
+        })
+    }
+
+    fn image_not_found(&self) -> SourceError {
+        SourceError::ImageNotFound {
+            image: self.image.to_string(),
+        }
+    }
+
+    fn blob_not_found(&self, digest: &Digest) -> SourceError {
+        SourceError::BlobNotFound {
+            image: self.image.to_string(),
+            digest: Box::new(*digest),
+        }
+    }
+
+    /// Opens a blob, once, and returns the answer with the offset that it starts at.
+    async fn open_blob(
+        &self,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<(Response, u64), SourceError> {
+        let path = format!("blobs/{}", blob.digest);
+        let response = self
+            .request(Access::Pull, Method::GET, &path, |request| match offset {
+                0 => request,
+                _ => request.header(header::RANGE, format!("bytes={offset}-")),
+            })
+            .await?;
+        let start = match response.status() {
+            StatusCode::OK => 0,
+            StatusCode::PARTIAL_CONTENT if offset == 0 => {
+                return Err(self.transport.protocol(Violation::UnaskedPart));
+            }
+            StatusCode::PARTIAL_CONTENT => {
+                let range = response.headers().get(header::CONTENT_RANGE);
+                let range = range.and_then(|range| range.to_str().ok()).unwrap_or("");
+                if !is_rest(range, offset, blob.size) {
+                    return Err(self.transport.protocol(Violation::WrongPart {
+                        offset,
+                        size: blob.size,
+                        got: Printable(range).to_string(),
+                    }));
+                }
+                offset
+            }
+            StatusCode::NOT_FOUND => return Err(self.blob_not_found(&blob.digest)),
+            _ => return Err(self.transport.unexpected(response).await),
+        };
+        let announced = response.content_length().map(|length| start + length);
+        match announced {
+            Some(actual) if actual > blob.size || (start == 0 && actual != blob.size) => {
+                Err(SourceError::SizeMismatch {
+                    digest: Box::new(blob.digest),
+                    expected: blob.size,
+                    actual,
+                })
+            }
+            _ => Ok((response, start)),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for Registry {
+    async fn document(&self, wanted: Wanted<'_>) -> Result<RawDocument, SourceError> {
+        match (wanted, self.image.digest(), self.image.tag()) {
+            (Wanted::Reference, Some(digest), _) => {
+                let document = self.by_digest(digest, None).await?;
+                document.ok_or_else(|| self.image_not_found())
+            }
+            (Wanted::Reference, None, tag) => self.by_tag(tag.unwrap_or("latest")).await,
+            (Wanted::Entry(entry), ..) if entry.size > MAX_DOCUMENT_BYTES => {
+                Err(SourceError::TooLarge {
+                    what: format!("{} ({})", self.image, entry.digest),
+                    limit: MAX_DOCUMENT_BYTES,
+                })
+            }
+            (Wanted::Entry(entry), ..) => {
+                let document = self.by_digest(&entry.digest, Some(entry)).await?;
+                document.ok_or_else(|| self.blob_not_found(&entry.digest))
+            }
+        }
+    }
+
+    async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream, SourceError> {
+        let (response, offset) = retrying(|| self.open_blob(blob, offset)).await?;
+        let left = blob.size - offset;
+        let transport = Arc::clone(&self.transport);
+        Ok(BlobStream {
+            offset,
+            bytes: Box::pin(bounded(transport, response, blob, left)),
+        })
+    }
+}
+
+impl fmt::Debug for Registry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Registry({})", self.image)
+    }
+}
+
+/// A document as it came.
+struct Fetched {
+    bytes: Vec<u8>,
+    media_type: Option<String>,
+}
+
+/// The body as a stream of at most `left` bytes, and an error if there are more.
+fn bounded(
+    transport: Arc<Transport>,
+    response: Response,
+    blob: &Descriptor,
+    left: u64,
+) -> impl Stream<Item = Result<bytes::Bytes, SourceError>> + Send + use<> {
+    let (digest, limit) = (blob.digest, blob.size);
+    let pace = transport.pace();
+    let start = (transport, response, pace, left);
+    stream::try_unfold(
+        start,
+        move |(transport, mut response, mut pace, left)| async move {
+            let Some(chunk) = transport.chunk(&mut response, &mut pace).await? else {
+                return Ok(None);
+            };
+            let Some(left) = left.checked_sub(chunk.len() as u64) else {
+                return Err(SourceError::TooLarge {
+                    what: format!("{} ({digest})", transport.image),
+                    limit,
+                });
+            };
+            Ok(Some((chunk, (transport, response, pace, left))))
+        },
+    )
+}
+
+/// The Content-Type without parameters; none where it says only that there are bytes or JSON.
+fn media_type(headers: &HeaderMap) -> Option<String> {
+    let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
+    let media_type = value.split(';').next().unwrap_or(value).trim();
+    match media_type {
+        "" | "application/json" | "application/octet-stream" => None,
+        media_type => Some(media_type.to_ascii_lowercase()),
+    }
+}
+
+/// The digest that the registry says it sends; none if it uses an algorithm that we do not have.
+fn claimed_digest(headers: &HeaderMap) -> Option<Digest> {
+    let value = headers.get("docker-content-digest")?.to_str().ok()?;
+    value.parse().ok()
+}
+
+/// Tells whether a Content-Range is of bytes from `offset` on, within a blob of `size` bytes.
+fn is_rest(range: &str, offset: u64, size: u64) -> bool {
+    let parse = || {
+        let (part, total) = range.strip_prefix("bytes ")?.split_once('/')?;
+        let (first, last) = part.split_once('-')?;
+        let total = match total {
+            "*" => size,
+            total => total.parse().ok()?,
+        };
+        Some((first.parse().ok()?, last.parse::<u64>().ok()?, total))
+    };
+    parse().is_some_and(|(first, last, total): (u64, u64, u64)| {
+        first == offset && total == size && (offset..size).contains(&last)
+    })
+}
+
+fn is_internal(error: &SourceError) -> bool {
+    matches!(
+        error,
+        SourceError::Unavailable {
+            cause: Unavailability::Status { status: 500, .. },
+            ..
+        }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_rest_from_the_offset_on_is_taken_for_it() {
+        assert!(is_rest("bytes 5000-9999/10000", 5000, 10000));
+        assert!(is_rest("bytes 5000-9999/*", 5000, 10000));
+        assert!(is_rest("bytes 5000-6999/10000", 5000, 10000));
+        for range in [
+            "",
+            "bytes 0-9999/10000",
+            "bytes 5001-9999/10000",
+            "bytes 5000-10000/10000",
+            "bytes 5000-4999/10000",
+            "bytes 5000-9999/20000",
+            "bytes 5000-/10000",
+            "bytes */10000",
+            "items 5000-9999/10000",
+            "5000-9999/10000",
+            "bytes 5000-99999999999999999999/10000",
+        ] {
+            assert!(!is_rest(range, 5000, 10000), "{range}");
+        }
+    }
+
+    #[test]
+    fn a_content_type_that_says_nothing_is_none() {
+        for (value, expected) in [
+            ("application/json", None),
+            ("application/json; charset=utf-8", None),
+            ("application/octet-stream", None),
+            ("text/html; charset=utf-8", Some("text/html")),
+            (
+                "application/vnd.oci.image.index.v1+json",
+                Some("application/vnd.oci.image.index.v1+json"),
+            ),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, value.parse().unwrap());
+            assert_eq!(media_type(&headers).as_deref(), expected);
+        }
+        assert_eq!(media_type(&HeaderMap::new()), None);
+    }
+}
