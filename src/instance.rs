@@ -8,6 +8,7 @@
 //!                          console.log    what the guest printed since its last start
 //!                          console.in     what is typed (QEMU)
 //!                          qemu.log, qmp.sock, qemu.pid
+//!                          run.lock       held by the `run` whose instance this is, while it lives
 //!                  .new-*                 being made, or left by a crash
 //!                  .gone-*                being removed, or left by a crash
 //!                  .<name>.lock           held by whoever makes or removes the instance
@@ -143,15 +144,10 @@ impl Instances {
         Ok(Draft { directory })
     }
 
-    /// Replaces the record of an instance that is there.
-    pub fn update(&self, record: &Record) -> Result<(), InstanceError> {
-        let directory = self.directory(&record.spec.name);
-        let json = to_json(record, &directory)?;
-        Ok(files::replace(
-            &directory.join("record.json"),
-            &json,
-            &directory,
-        )?)
+    /// Takes the lock of the `run` whose instance this is; none if one holds it.
+    pub fn lock_run(&self, name: &DomainName) -> Result<Option<Lock>, InstanceError> {
+        let path = self.directory(name).join("run.lock");
+        Ok(Lock::exclusive(&path, Wait::No)?)
     }
 
     /// Removes the instance's directory; one that is not there is no error.

@@ -13,3 +13,5 @@ pub mod firmware;
 pub mod instance;
 pub mod stage;
 pub mod hypervisor;
+pub mod ops;
+pub mod cli;

@@ -84,7 +84,7 @@ impl Header<'_> {
             )));
         }
         let inside = |offset: u64, length: u64| {
-            offset % cluster == 0
+            offset.is_multiple_of(cluster)
                 && offset >= cluster
                 && offset
                     .checked_add(length)

@@ -220,6 +220,17 @@ impl SourceError {
     pub fn is_retryable(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
     }
+
+    /// Tells whether what was asked for is just not there.
+    #[must_use]
+    pub fn is_not_found(&self) -> bool {
+        matches!(
+            self,
+            Self::ImageNotFound { .. }
+                | Self::BlobNotFound { .. }
+                | Self::LayoutEntryNotFound { .. }
+        )
+    }
 }
 
 /// Why a registry is not available.

@@ -27,11 +27,18 @@ impl Store {
         &self,
         digests: impl IntoIterator<Item = Digest>,
     ) -> Result<Vec<Removed>, StoreError> {
+        self.create()?;
         let mut removed = Vec::new();
         let mut trash: Vec<PathBuf> = Vec::new();
         {
             let _collecting = Lock::exclusive(&self.path("gc.lock"), Wait::ForEver)?;
             let needed = self.needed()?;
+            // What one that was killed here had already taken out.
+            for name in files::names(&self.path("tmp"))? {
+                if name.starts_with("removed-") {
+                    trash.push(self.path("tmp").join(name));
+                }
+            }
             for digest in digests {
                 if needed.contains(&digest) {
                     continue;

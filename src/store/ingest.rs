@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::files::{self, FileError, Lock, Wait};
-use crate::oci::{Descriptor, Hasher};
+use crate::oci::{Descriptor, Digest, Hasher};
 use crate::store::{Blob, Store, StoreError};
 
 /// Bytes that are gathered before they are hashed and written.
@@ -228,7 +228,7 @@ impl Ingest {
         }
         path.parent().map_or(Ok(()), files::sync_dir)?;
         remove_ingest(&self.directory)?;
-        Blob::look(&self.store, &self.expected)?.ok_or_else(|| StoreError::Damaged {
+        Blob::look(&self.store, &self.expected)?.ok_or(StoreError::Damaged {
             blob: digest,
             what: "gone",
             path,
@@ -253,6 +253,23 @@ impl Ingest {
     }
 }
 
+impl Store {
+    /// Removes what unfinished fetches of `digests` left, unless somebody fetches them now.
+    pub fn remove_partials(
+        &self,
+        digests: impl IntoIterator<Item = Digest>,
+    ) -> Result<(), StoreError> {
+        for digest in digests {
+            let name = format!("{}-{}", digest.algorithm(), digest.hex());
+            let directory = self.path("ingest").join(name);
+            if directory.exists() && Lock::exclusive(&directory.join("lock"), Wait::No)?.is_some() {
+                remove_ingest(&directory)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 fn remove_ingest(directory: &std::path::Path) -> Result<(), StoreError> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -263,7 +280,6 @@ fn remove_ingest(directory: &std::path::Path) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::oci::Digest;
     use std::os::unix::fs::MetadataExt;
 
     fn store() -> (tempfile::TempDir, Store) {

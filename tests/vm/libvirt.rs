@@ -1,16 +1,24 @@
-//! libvirt's system daemon, as root.
+//! libvirt: its system daemon as root, and one of their own for everybody else.
 
 use std::fs;
+use std::os::unix::fs::chown;
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use ironboot::domain::{DomainSpec, Nic, Uuid};
+use ironboot::domain::{Boot, DiskFormat, DomainSpec, Firmware, Nic, Uuid};
 use ironboot::hypervisor::libvirt::Libvirt;
 use ironboot::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop};
 
 use crate::guest::{PATIENCE, Vm, type_line};
 
-const URI: &str = "qemu:///system";
+fn uri() -> &'static str {
+    if rustix::process::geteuid().is_root() {
+        "qemu:///system"
+    } else {
+        "qemu:///session"
+    }
+}
 
 /// A VM of libvirt's that is gone when the test is, however that ends.
 struct Fixture {
@@ -21,9 +29,9 @@ struct Fixture {
 impl Fixture {
     /// `name` is a test's own, as all share the daemon.
     async fn new(name: &str, end: &str) -> Self {
-        let libvirt = Libvirt::open(URI).unwrap();
+        let libvirt = Libvirt::open(uri()).unwrap();
         let owner = libvirt.file_owner().await.unwrap();
-        assert!(owner.is_some(), "libvirt's tests run as root");
+        assert_eq!(owner.is_some(), uri() == "qemu:///system");
         let vm = Vm::of_guest(&format!("ironboot-test-{name}"), end, owner);
         Self { libvirt, vm }
     }
@@ -65,7 +73,7 @@ impl Drop for Fixture {
 /// Runs virsh; gives what it printed, if it succeeded.
 fn virsh(arguments: &[&str]) -> Option<String> {
     let output = Command::new("virsh")
-        .args(["--quiet", "--connect", URI])
+        .args(["--quiet", "--connect", uri()])
         .args(arguments)
         .output()
         .expect("virsh is installed, of libvirt-clients");
@@ -96,7 +104,6 @@ async fn a_vm_is_defined_started_and_forgotten() {
     fixture.vm.prints("IRONBOOT-OK").await;
     let marker = started.elapsed();
     fixture.reaches(DomainState::Stopped).await;
-    println!("marker {marker:?}, stopped {:?}", started.elapsed());
 
     let printed = fixture.vm.printed();
     for line in [
@@ -160,11 +167,11 @@ async fn what_is_typed_arrives_and_the_console_ends_with_the_vm() {
     let console = libvirt.console(spec).await.unwrap();
     // More than the terminal and the stream hold at a time, both ways.
     let long = "x".repeat(1000);
-    for _ in 0..200 {
+    for _ in 0..50 {
         type_line(&console, &format!(": {long}")).await;
     }
-    type_line(&console, "echo \"all of $((200 * 1000))\"").await;
-    fixture.vm.prints("all of 200000").await;
+    type_line(&console, "echo \"all of $((50 * 1000))\"").await;
+    fixture.vm.prints("all of 50000").await;
 
     type_line(&console, "poweroff -f").await;
     libvirt.stop(spec, Stop::Graceful(PATIENCE)).await.unwrap();
@@ -177,6 +184,30 @@ async fn what_is_typed_arrives_and_the_console_ends_with_the_vm() {
         Err(HypervisorError::NotRunning { .. })
     ));
     libvirt.undefine(spec).await.unwrap();
+}
+
+#[tokio::test]
+async fn firmware_boots_the_first_disk_and_its_variables_outlive_the_domain() {
+    let mut fixture = Fixture::new("firmware", "poweroff").await;
+    let template = Path::new("/usr/share/OVMF/OVMF_VARS_4M.fd");
+    let vars = fixture.spec().directory.join("vars.fd");
+    fs::copy(template, &vars).expect("OVMF is installed");
+    if let Some(owner) = fixture.libvirt.file_owner().await.unwrap() {
+        chown(&vars, Some(owner.uid), Some(owner.gid)).unwrap();
+    }
+    fixture.vm.spec.boot = Boot::Firmware(Firmware {
+        code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
+        format: DiskFormat::Raw,
+        vars: vars.clone(),
+        vars_template: template.into(),
+    });
+    let (libvirt, spec) = (&fixture.libvirt, fixture.spec());
+    libvirt.define(spec).await.unwrap();
+    libvirt.start(spec).await.unwrap();
+    fixture.vm.prints("IRONBOOT-EFI yes").await;
+    fixture.reaches(DomainState::Stopped).await;
+    libvirt.undefine(spec).await.unwrap();
+    assert!(vars.exists());
 }
 
 #[tokio::test]

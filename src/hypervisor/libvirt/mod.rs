@@ -1,7 +1,7 @@
 //! VMs as domains of libvirt's QEMU driver, found by their UUID: a domain that somebody else made
 //! is never touched, whatever its name.
 //!
-//! Every call has a connection of its own. One costs milliseconds on a local socket, none is ever
+//! Every call has a connection of its own. One costs a millisecond on a local socket, none is ever
 //! stale, and nobody has to drive libvirt's event loop. All of it is on blocking threads.
 
 mod capabilities;
@@ -15,7 +15,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::resume_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -52,6 +52,11 @@ impl Libvirt {
             .ok_or_else(|| HypervisorError::Uri {
                 uri: Printable(uri).to_string(),
             })
+    }
+
+    /// The XML document that [`Hypervisor::define`] would define.
+    pub async fn xml(&self, spec: &DomainSpec) -> Result<String, HypervisorError> {
+        xml::render(spec, self.labels().await?)
     }
 
     /// Runs `work` with a connection, on a thread that may block.
@@ -121,7 +126,7 @@ impl Hypervisor for Libvirt {
     }
 
     async fn define(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
-        let document = xml::render(spec, self.labels().await?)?;
+        let document = self.xml(spec).await?;
         let uuid = spec.uuid.clone();
         self.with_domain(spec, "define", move |attempt, _| {
             let libvirt = &attempt.connection.handle;
@@ -154,7 +159,7 @@ impl Hypervisor for Libvirt {
             if attempt.done(domain.is_active())? {
                 return Err(running());
             }
-            begin_log(log)?;
+            begin_log(&log)?;
             domain.create().map_err(|error| {
                 // Somebody else was faster.
                 if domain.is_active() == Ok(true) {
@@ -238,7 +243,7 @@ impl Hypervisor for Libvirt {
                     domain: attempt.name.clone(),
                 });
             }
-            console::open(attempt, domain)
+            console::open(attempt, &domain)
         })
         .await
     }
@@ -281,17 +286,17 @@ fn is_passing(reason: DomainStateReasonEnum) -> bool {
 
 /// Removes what earlier starts printed and makes an empty file for the next, ours to read: libvirt's
 /// logger would make it root's.
-fn begin_log(log: PathBuf) -> Result<(), HypervisorError> {
+fn begin_log(log: &Path) -> Result<(), HypervisorError> {
     let in_log = |source| HypervisorError::Io {
-        path: log.clone(),
+        path: log.to_owned(),
         source,
     };
-    remove(&log).map_err(in_log)?;
+    remove(log).map_err(in_log)?;
     // The logger rolls a log of 2 MiB to `console.log.0`, that one to `console.log.1`, and so on.
     for number in 0.. {
-        let mut rolled = log.clone().into_os_string();
+        let mut rolled = log.as_os_str().to_owned();
         rolled.push(format!(".{number}"));
-        if !remove(&PathBuf::from(rolled)).map_err(in_log)? {
+        if !remove(Path::new(&rolled)).map_err(in_log)? {
             break;
         }
     }
@@ -299,7 +304,7 @@ fn begin_log(log: PathBuf) -> Result<(), HypervisorError> {
         .write(true)
         .create_new(true)
         .mode(0o600)
-        .open(&log)
+        .open(log)
         .map_err(in_log)?;
     Ok(())
 }
@@ -345,7 +350,7 @@ mod tests {
             fs::write(directory.path().join(name), "old").unwrap();
         }
         for _ in 0..2 {
-            begin_log(log.clone()).unwrap();
+            begin_log(&log).unwrap();
             assert_eq!(fs::read(&log).unwrap(), b"");
         }
         let mut names: Vec<_> = fs::read_dir(directory.path())

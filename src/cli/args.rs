@@ -1,0 +1,396 @@
+//! What was typed, and nothing looked up. The comments are the help texts.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::boot::{CommandLine, MethodName};
+use crate::domain::{DomainName, Forward, FwCfgName, Memory, parse_size};
+use crate::image::Variant;
+use crate::oci::{Architecture, Reference};
+use crate::ops::build::ManifestRequest;
+
+/// Turns an IronCore OCI image into a booted VM
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    disable_help_subcommand = false,
+    propagate_version = false,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true
+)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub(super) struct Global {
+    /// Directory of images and instances [default: /var/lib/ironboot for root, else
+    /// $XDG_DATA_HOME/ironboot]
+    #[arg(long, global = true, value_name = "DIR", env = "IRONBOOT_STORE")]
+    pub store: Option<PathBuf>,
+    /// Print one JSON object instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print no progress
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// Print what is done in more detail
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    /// File with credentials for registries, as podman and docker write it
+    #[arg(long, global = true, value_name = "FILE", env = "REGISTRY_AUTH_FILE")]
+    pub authfile: Option<PathBuf>,
+    /// Check certificates and refuse plain HTTP; loopback may always be plain
+    #[arg(
+        long,
+        global = true,
+        value_name = "BOOL",
+        default_value_t = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true",
+        action = clap::ArgAction::Set
+    )]
+    pub tls_verify: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    /// Show what would boot and why; reads manifests only
+    Plan {
+        #[command(flatten)]
+        image: ImageArgs,
+    },
+    /// Pull what an image needs to boot into the store
+    Pull {
+        /// Images, as HOST[:PORT]/REPOSITORY[:TAG][@DIGEST] or oci:DIR[:NAME]
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<Reference>,
+        #[command(flatten)]
+        choice: ChoiceArgs,
+        /// Pull all layers, whether the boot needs them or not
+        #[arg(long)]
+        all: bool,
+    },
+    /// Pull an image and make the files of a VM for another program; prints their paths
+    Prepare {
+        #[command(flatten)]
+        image: ImageArgs,
+        #[command(flatten)]
+        machine: MachineArgs,
+        /// Name of the VM; the same again changes nothing
+        #[arg(short, long)]
+        name: DomainName,
+    },
+    /// Define a persistent libvirt domain
+    Define {
+        #[command(flatten)]
+        image: ImageArgs,
+        #[command(flatten)]
+        machine: MachineArgs,
+        /// Name of the domain; the same again changes nothing
+        #[arg(short, long)]
+        name: DomainName,
+        #[command(flatten)]
+        connect: ConnectArgs,
+        /// Start it
+        #[arg(long)]
+        start: bool,
+        /// Replace a domain of the same name that is different and does not run
+        #[arg(long)]
+        replace: bool,
+        /// Print the domain's XML and touch nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Boot an image now, with its console in this terminal
+    Run {
+        #[command(flatten)]
+        image: ImageArgs,
+        #[command(flatten)]
+        machine: MachineArgs,
+        /// Name of the VM [default: run- and some letters]
+        #[arg(short, long)]
+        name: Option<DomainName>,
+        /// Leave it running in the background
+        #[arg(short, long)]
+        detach: bool,
+        /// Keep the VM and its disk when it has stopped; needs --name
+        #[arg(long, requires = "name")]
+        persistent: bool,
+        /// Forward a TCP port of this host's loopback to the guest
+        #[arg(short, long, value_name = "HOST:GUEST")]
+        publish: Vec<Forward>,
+        /// Print the command that would run it, and touch nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// List instances
+    #[command(visible_alias = "ls")]
+    List,
+    /// Start an instance
+    Start {
+        /// Its name
+        name: DomainName,
+    },
+    /// Stop an instance by its power button
+    Stop {
+        /// Its name
+        name: DomainName,
+        /// Pull its plug instead
+        #[arg(short, long)]
+        force: bool,
+        /// How long the guest may take, in seconds
+        #[arg(short, long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+        timeout: Duration,
+    },
+    /// Remove an instance with its disk
+    Rm {
+        /// Its name
+        name: DomainName,
+        /// Stop it first if it runs
+        #[arg(short, long)]
+        force: bool,
+    },
+    /// Attach to the console of a running instance; leave with Ctrl-]
+    Console {
+        /// Its name
+        name: DomainName,
+    },
+    /// Print what an instance has printed on its console since its last start
+    Logs {
+        /// Its name
+        name: DomainName,
+        /// Go on until it stops
+        #[arg(short, long)]
+        follow: bool,
+    },
+    /// Work with images
+    #[command(subcommand)]
+    Image(ImageVerb),
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ImageVerb {
+    /// List the images in the store
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show everything that an image says of itself
+    Inspect {
+        /// The image
+        image: Reference,
+    },
+    /// Remove images from the store
+    Rm {
+        /// The images
+        #[arg(required = true, value_name = "IMAGE")]
+        images: Vec<Reference>,
+    },
+    /// Make an image from files, in an OCI layout directory
+    Build {
+        /// Where to write it, as oci:DIR:NAME
+        #[arg(short, long, value_name = "oci:DIR:NAME")]
+        output: Reference,
+        /// One manifest: arch=A,variant=V and any of disk=, kernel=, initramfs=, squashfs=,
+        /// cmdline=, uki=, iso= with a file; repeat for each architecture and variant
+        #[arg(short, long = "manifest", required = true, value_name = "KEY=VALUE,…")]
+        manifests: Vec<ManifestRequest>,
+        /// Write the form that ironcore-image reads: the disk as rootfs, the command line in the
+        /// config
+        #[arg(long)]
+        compat: bool,
+    },
+    /// Copy an image from the store or an OCI layout directory to a registry
+    Push {
+        /// The image, whole: oci:DIR[:NAME], or what was pulled with --all
+        image: Reference,
+        /// Where to, as HOST[:PORT]/REPOSITORY[:TAG]
+        destination: Reference,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ImageArgs {
+    /// The image, as HOST[:PORT]/REPOSITORY[:TAG][@DIGEST] or oci:DIR[:NAME]
+    #[arg(value_name = "IMAGE")]
+    pub reference: Reference,
+    #[command(flatten)]
+    pub choice: ChoiceArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Which image, and how it boots")]
+pub(super) struct ChoiceArgs {
+    /// Architecture [default: this host's]
+    #[arg(long, value_name = "ARCH")]
+    pub arch: Option<Architecture>,
+    /// Variant: virtualization or metal
+    #[arg(long, default_value = "virtualization")]
+    pub variant: Variant,
+    /// Boot method
+    #[arg(long, value_enum, default_value_t = BootWord::Auto, hide_possible_values = false)]
+    pub boot: BootWord,
+    /// Kernel command line instead of the image's
+    #[arg(long, value_name = "WORDS")]
+    pub cmdline: Option<CommandLine>,
+    /// Words to add to the kernel command line
+    #[arg(long, value_name = "WORDS")]
+    pub append: Vec<CommandLine>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "The machine")]
+pub(super) struct MachineArgs {
+    /// Number of virtual CPUs
+    #[arg(long, visible_alias = "vcpus", value_name = "N", default_value = "2")]
+    pub cpus: NonZeroU32,
+    /// Memory, as in 512M or 4G; a bare number is MiB
+    #[arg(short, long, value_name = "SIZE", default_value = "2G")]
+    pub memory: Memory,
+    /// Size of the disk, if larger than the image's, as in 20G
+    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    pub disk_size: Option<u64>,
+    /// Ignition config for the guest
+    #[arg(long, value_name = "FILE")]
+    pub ignition: Option<PathBuf>,
+    /// Credential for the guest's systemd
+    #[arg(long, value_name = "ID:VALUE", value_parser = credential)]
+    pub set_credential: Vec<Credential>,
+    /// Firmware for disk boot
+    #[arg(long, value_enum, default_value_t = FirmwareWord::Auto)]
+    pub firmware: FirmwareWord,
+    /// What runs the guest's instructions
+    #[arg(long, value_enum, default_value_t = AccelWord::Auto)]
+    pub accel: AccelWord,
+    /// Network card: user is QEMU's own network, behind this host's
+    #[arg(long, value_enum, default_value_t = NetworkWord::User)]
+    pub network: NetworkWord,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ConnectArgs {
+    /// libvirt to connect to [default: qemu:///system for root, else qemu:///session]
+    #[arg(short, long, value_name = "URI", env = "LIBVIRT_DEFAULT_URI")]
+    pub connect: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum BootWord {
+    /// The first that the image and its layers allow
+    Auto,
+    /// Kernel, initramfs and command line, loaded by the hypervisor
+    Direct,
+    /// A unified kernel image, loaded by firmware
+    Uki,
+    /// The disk, booted by firmware
+    Disk,
+    /// The ISO, booted by firmware
+    Iso,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum FirmwareWord {
+    /// UEFI without Secure Boot
+    Auto,
+    /// UEFI without Secure Boot
+    Uefi,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum AccelWord {
+    /// KVM where it is of use
+    Auto,
+    /// The host's CPU
+    Kvm,
+    /// QEMU's translator: runs everywhere, slowly
+    Tcg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum NetworkWord {
+    /// QEMU's user-mode network
+    User,
+    /// No network card
+    None,
+}
+
+/// A credential for the guest's systemd.
+#[derive(Clone)]
+pub(super) struct Credential {
+    pub name: FwCfgName,
+    pub value: String,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:****", self.name)
+    }
+}
+
+impl BootWord {
+    pub(super) fn method(self) -> Option<MethodName> {
+        match self {
+            Self::Auto => None,
+            Self::Direct => Some(MethodName::Direct),
+            Self::Uki => Some(MethodName::Uki),
+            Self::Disk => Some(MethodName::Disk),
+            Self::Iso => Some(MethodName::Iso),
+        }
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, String> {
+    parse_size(text, 1).map_err(|error| error.to_string())
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let digits = text.strip_suffix('s').unwrap_or(text);
+    let seconds = digits
+        .parse()
+        .map_err(|_| "not a number of seconds".to_owned())?;
+    Ok(Duration::from_secs(seconds))
+}
+
+/// systemd reads credentials from `fw_cfg` under `opt/io.systemd.credentials/` (systemd(1)).
+fn credential(text: &str) -> Result<Credential, String> {
+    let (id, value) = text
+        .split_once(':')
+        .ok_or_else(|| "not ID:VALUE".to_owned())?;
+    if id.contains('/') {
+        return Err("an ID has no slash".to_owned());
+    }
+    let name = format!("opt/io.systemd.credentials/{id}");
+    Ok(Credential {
+        name: name
+            .parse()
+            .map_err(|_| "an ID has at most 28 letters, digits, `.`, `_` and `-`".to_owned())?,
+        value: value.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definitions_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_credential_stays_out_of_what_is_printed() {
+        let credential = credential("passwd.hashed-password.root:secret").unwrap();
+        assert!(!format!("{credential:?}").contains("secret"));
+        assert!(super::credential("a/b:c").is_err());
+        assert!(super::credential("no-colon").is_err());
+    }
+}

@@ -1,0 +1,104 @@
+//! The environment and the default paths: the only place that reads them.
+
+use std::env;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::cli::args::Global;
+use crate::source::{Credentials, SourceError, SourceOptions, TlsPolicy};
+
+/// The store's directory, absolute.
+pub(super) fn store(global: &Global) -> io::Result<PathBuf> {
+    match &global.store {
+        Some(directory) => std::path::absolute(directory),
+        None if is_root() => Ok(PathBuf::from("/var/lib/ironboot")),
+        None => Ok(home_directory("XDG_DATA_HOME", ".local/share")?.join("ironboot")),
+    }
+}
+
+/// How sources are reached.
+pub(super) fn sources(global: &Global) -> Result<SourceOptions, SourceError> {
+    Ok(SourceOptions {
+        tls: if global.tls_verify {
+            TlsPolicy::Verify
+        } else {
+            TlsPolicy::Insecure
+        },
+        credentials: Credentials::load(&credential_files(global))?,
+    })
+}
+
+/// Files with credentials, the strongest first: podman's, then docker's.
+fn credential_files(global: &Global) -> Vec<PathBuf> {
+    if let Some(file) = &global.authfile {
+        return vec![file.clone()];
+    }
+    let directory = |name: &str| env::var_os(name).map(PathBuf::from);
+    [
+        directory("XDG_RUNTIME_DIR").map(|dir| dir.join("containers/auth.json")),
+        home_directory("XDG_CONFIG_HOME", ".config")
+            .ok()
+            .map(|dir| dir.join("containers/auth.json")),
+        directory("DOCKER_CONFIG")
+            .or_else(|| home().ok().map(|home| home.join(".docker")))
+            .map(|dir| dir.join("config.json")),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
+}
+
+/// Where firmware descriptors are, the strongest directory first (QEMU's docs/interop/firmware.json).
+pub(super) fn firmware_directories() -> Vec<PathBuf> {
+    let own = home_directory("XDG_CONFIG_HOME", ".config").ok();
+    own.into_iter()
+        .map(|directory| directory.join("qemu/firmware"))
+        .chain(["/etc/qemu/firmware", "/usr/share/qemu/firmware"].map(PathBuf::from))
+        .collect()
+}
+
+/// The libvirt that is meant where none is named.
+pub(super) fn libvirt_uri(connect: Option<&str>) -> String {
+    match connect {
+        Some(uri) if !uri.is_empty() => uri.to_owned(),
+        _ if is_root() => "qemu:///system".to_owned(),
+        _ => "qemu:///session".to_owned(),
+    }
+}
+
+/// The time, in seconds since 1970.
+pub(super) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// Whether text may be coloured: only on a terminal, and not against the user's wish.
+pub(super) fn may_colour(is_terminal: bool) -> bool {
+    is_terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn home() -> io::Result<PathBuf> {
+    env::var_os("HOME")
+        .map(PathBuf::from)
+        .filter(|home| home.is_absolute())
+        .ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "HOME is not set"))
+}
+
+/// The directory that `variable` names, or `default` under the home directory.
+fn home_directory(variable: &str, default: &str) -> io::Result<PathBuf> {
+    match env::var_os(variable).map(PathBuf::from) {
+        Some(directory) if directory.is_absolute() => Ok(directory),
+        _ => Ok(home()?.join(default)),
+    }
+}
+
+/// A relative layout directory made absolute, because the store remembers it.
+pub(super) fn absolute(directory: &Path) -> io::Result<PathBuf> {
+    std::path::absolute(directory)
+}

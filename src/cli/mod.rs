@@ -1,0 +1,157 @@
+//! The program: argv, environment, default paths, standard streams, exit codes. Nothing else
+//! touches these.
+//!
+//! `run` parses (args), looks up (environment), dispatches (verbs) and reports (report); what a
+//! person sees is made in text, progress and terminal, what a program sees in output.
+
+mod args;
+mod environment;
+mod output;
+mod progress;
+mod report;
+mod terminal;
+mod text;
+mod verbs;
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::Parser;
+use clap::error::ErrorKind;
+use serde_json::Value;
+
+use crate::cli::args::Cli;
+use crate::cli::report::Report;
+use crate::hypervisor::qemu::{self, Qemu};
+use crate::hypervisor::{Hypervisor, HypervisorError};
+
+/// What a verb prints on standard output.
+#[derive(Debug)]
+enum Output {
+    /// Data, as text and as JSON.
+    Both {
+        /// For people; ends with a line break if it is not empty.
+        text: String,
+        /// For programs: the fields of the object.
+        json: Value,
+    },
+    /// What was printed while it ran is all.
+    Nothing,
+}
+
+/// How a verb ended that did not fail.
+#[derive(Debug)]
+struct Ended {
+    output: Output,
+    exit_code: u8,
+}
+
+impl Ended {
+    /// Ended well, with `text` or the fields of `json`.
+    fn with(text: String, json: Value) -> Self {
+        Self {
+            output: Output::Both { text, json },
+            exit_code: 0,
+        }
+    }
+}
+
+/// Runs the program with the given arguments, the program's name first.
+#[must_use]
+pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let arguments: Vec<OsString> = arguments.collect();
+    let cli = match Cli::try_parse_from(&arguments) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error, arguments.iter().any(|word| word == "--json")),
+    };
+    let json = cli.global.json;
+    let result = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Report::usage(format!("can not start: {error}")))
+        .and_then(|runtime| {
+            let result = runtime.block_on(verbs::execute(cli));
+            // A thread that waits for the keyboard would hold the end up for ever.
+            runtime.shutdown_background();
+            result
+        });
+    match result {
+        Ok(ended) => {
+            let exit_code = ended.exit_code;
+            match print(ended.output, json) {
+                Ok(()) => ExitCode::from(exit_code),
+                // Whoever read our output has seen enough.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                    ExitCode::from(exit_code)
+                }
+                Err(_) => ExitCode::from(125),
+            }
+        }
+        Err(report) => fail(&report, json),
+    }
+}
+
+fn print(output: Output, json: bool) -> io::Result<()> {
+    match output {
+        Output::Nothing => Ok(()),
+        Output::Both { json: fields, .. } if json => {
+            writeln!(io::stdout(), "{}", output::object(fields))
+        }
+        Output::Both { text, .. } => write!(io::stdout(), "{text}"),
+    }
+}
+
+/// Shows an error: on standard error, or under `--json` as the one object on standard output.
+fn fail(report: &Report, json: bool) -> ExitCode {
+    let written = if json {
+        writeln!(io::stdout(), "{}", report.to_json())
+    } else {
+        let colour = environment::may_colour(io::stderr().is_terminal());
+        let text = report.to_text();
+        let text = match text.strip_prefix("error:") {
+            Some(rest) if colour => format!("\x1b[1;31merror:\x1b[0m{rest}"),
+            _ => text,
+        };
+        write!(io::stderr(), "{text}")
+    };
+    // There is nowhere left to say that the streams are closed.
+    drop(written);
+    ExitCode::from(report.kind.exit_code())
+}
+
+/// Shows clap's help, version or error.
+fn usage(error: &clap::Error, json: bool) -> ExitCode {
+    let asked_for = matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    );
+    if asked_for || !json {
+        drop(error.print());
+        return ExitCode::from(if asked_for { 0 } else { 2 });
+    }
+    let text = error.to_string();
+    let message = text.lines().next().unwrap_or_default();
+    let message = message.strip_prefix("error: ").unwrap_or(message);
+    fail(&Report::usage(message.to_owned()), true)
+}
+
+/// Opens the hypervisor that a record names.
+fn open_hypervisor(name: &str) -> Result<Box<dyn Hypervisor>, HypervisorError> {
+    if name == qemu::NAME {
+        return Ok(Box::new(Qemu));
+    }
+    open_libvirt(name)
+}
+
+#[cfg(feature = "libvirt")]
+fn open_libvirt(uri: &str) -> Result<Box<dyn Hypervisor>, HypervisorError> {
+    Ok(Box::new(crate::hypervisor::libvirt::Libvirt::open(uri)?))
+}
+
+#[cfg(not(feature = "libvirt"))]
+fn open_libvirt(uri: &str) -> Result<Box<dyn Hypervisor>, HypervisorError> {
+    Err(HypervisorError::NoLibvirt {
+        uri: uri.to_owned(),
+    })
+}

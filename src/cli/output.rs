@@ -1,0 +1,293 @@
+//! The JSON of the contract: what was planned, pulled, staged, listed.
+
+use serde_json::{Map, Value, json};
+
+use crate::boot::plan::Alternative;
+use crate::boot::{BootMethod, BootPlan};
+use crate::domain::{Boot, DomainSpec};
+use crate::image::select::Dropped;
+use crate::image::{Image, LayerRole, Selected};
+use crate::instance::Record;
+use crate::oci::Descriptor;
+use crate::ops::images::{Inspection, ListedImage};
+use crate::ops::instances::Listed;
+use crate::store::Store;
+
+/// Adds what every object begins with.
+pub(super) fn object(fields: Value) -> Value {
+    let mut object = Map::new();
+    object.insert("schema_version".to_owned(), json!(1));
+    if let Value::Object(fields) = fields {
+        object.extend(fields);
+    }
+    Value::Object(object)
+}
+
+/// The plan of an image: `image`, `layers`, `boot`, `alternatives`, `download`.
+pub(super) fn plan(
+    selected: &Selected,
+    plan: Option<&BootPlan>,
+    store: &Store,
+    fetched_bytes: Option<u64>,
+) -> Value {
+    let image = &selected.image;
+    let needed: Vec<&Descriptor> = plan.map_or_else(Vec::new, |plan| plan.method.blobs());
+    let layers: Vec<Value> = image
+        .manifest
+        .layers
+        .iter()
+        .map(|layer| {
+            json!({
+                "role": image.role_of(layer).map(LayerRole::as_str),
+                "media_type": layer.media_type,
+                "digest": layer.digest,
+                "size": layer.size,
+                "needed": needed.contains(&layer) || is_command_line(image, layer),
+            })
+        })
+        .collect();
+    let missing_bytes: u64 = needed
+        .iter()
+        .filter(|blob| !store.seems_to_have(blob))
+        .map(|blob| blob.size)
+        .sum();
+    let total_bytes: u64 = needed.iter().map(|blob| blob.size).sum();
+    let mut download = json!({"total_bytes": total_bytes, "missing_bytes": missing_bytes});
+    if let Some(bytes) = fetched_bytes {
+        download["fetched_bytes"] = json!(bytes);
+    }
+    let alternatives: Vec<Value> = plan
+        .map(|plan| plan.alternatives.iter().map(alternative).collect())
+        .unwrap_or_default();
+    json!({
+        "image": image_object(image),
+        "layers": layers,
+        "boot": plan.map(boot),
+        "alternatives": alternatives,
+        "passed_over": selected.dropped.iter().map(dropped).collect::<Vec<_>>(),
+        "download": download,
+    })
+}
+
+fn is_command_line(image: &Image, layer: &Descriptor) -> bool {
+    image.role_of(layer) == Some(LayerRole::CommandLine)
+}
+
+fn image_object(image: &Image) -> Value {
+    json!({
+        "reference": image.reference.to_string(),
+        "index_digest": image.index_digest,
+        "manifest_digest": image.manifest_digest,
+        "os": "linux",
+        "architecture": image.architecture,
+        "variant": image.variant.map(|(variant, _)| variant.as_str()),
+        "variant_from": image.variant.map(|(_, signal)| signal.as_str()),
+    })
+}
+
+fn boot(plan: &BootPlan) -> Value {
+    let (line, from) = match &plan.method {
+        BootMethod::Direct(direct) => (
+            Some(direct.command_line.as_str()),
+            Some(direct.command_line_from.as_str()),
+        ),
+        BootMethod::Disk { .. } => (None, None),
+    };
+    json!({
+        "method": plan.method.name().as_str(),
+        "command_line": line,
+        "command_line_from": from,
+        "reason": plan.reason,
+    })
+}
+
+fn alternative(alternative: &Alternative) -> Value {
+    json!({
+        "method": alternative.method.as_str(),
+        "possible": alternative.possible,
+        "reason": alternative.reason,
+    })
+}
+
+fn dropped(dropped: &Dropped) -> Value {
+    json!({
+        "digest": dropped.digest,
+        "platform": dropped.offer.platform,
+        "variant": dropped.offer.variant.map(|(variant, _)| variant.as_str()),
+        "reason": dropped.reason,
+    })
+}
+
+/// The files of an instance, with absolute paths.
+pub(super) fn staged(spec: &DomainSpec) -> Value {
+    let (kernel, initramfs, command_line, firmware) = match &spec.boot {
+        Boot::Kernel {
+            kernel,
+            initramfs,
+            command_line,
+        } => (
+            Some(kernel),
+            initramfs.as_ref(),
+            Some(command_line.as_str()),
+            None,
+        ),
+        Boot::Firmware(firmware) => (
+            None,
+            None,
+            None,
+            Some(json!({
+                "code": firmware.code,
+                "vars": firmware.vars,
+                "format": firmware.format,
+            })),
+        ),
+    };
+    let disks: Vec<Value> = spec
+        .disks
+        .iter()
+        .map(|disk| {
+            let backing = disk.backing.as_ref();
+            json!({
+                "path": disk.file,
+                "format": disk.format,
+                "backing_file": backing.map(|backing| &backing.file),
+                "backing_format": backing.map(|backing| backing.format),
+                "virtual_size_bytes": disk.virtual_size_bytes,
+                "read_only": disk.read_only,
+                "serial": disk.serial,
+            })
+        })
+        .collect();
+    let fw_cfg: Vec<Value> = spec
+        .fw_cfg
+        .iter()
+        .map(|entry| json!({"name": entry.name, "path": entry.file}))
+        .collect();
+    json!({
+        "instance": spec.name,
+        "directory": spec.directory,
+        "kernel": kernel,
+        "initramfs": initramfs,
+        "command_line": command_line,
+        "firmware": firmware,
+        "disks": disks,
+        "fw_cfg": fw_cfg,
+    })
+}
+
+/// An instance and what it does.
+pub(super) fn instance(record: &Record, state: Option<&str>) -> Value {
+    let spec = &record.spec;
+    json!({
+        "name": spec.name,
+        "state": state,
+        "hypervisor": record.hypervisor,
+        "ephemeral": record.ephemeral,
+        "image": spec.provenance.reference,
+        "manifest_digest": spec.provenance.manifest_digest,
+        "boot": spec.provenance.method,
+        "architecture": spec.machine,
+        "accelerator": spec.accelerator,
+        "cpus": spec.cpus,
+        "memory_mib": spec.memory,
+        "console_log": spec.console_log(),
+    })
+}
+
+/// The list of instances.
+pub(super) fn instances(listed: &[Listed]) -> Value {
+    let instances: Vec<Value> = listed
+        .iter()
+        .map(|listed| {
+            let state = listed.state.as_ref().ok().map(|state| state.as_str());
+            let mut object = instance(&listed.record, state);
+            object["error"] = json!(listed.state.as_ref().err().map(ToString::to_string));
+            object
+        })
+        .collect();
+    json!({"instances": instances})
+}
+
+/// The list of images.
+pub(super) fn images(listed: &[ListedImage]) -> Value {
+    let images: Vec<Value> = listed
+        .iter()
+        .map(|listed| {
+            let manifests: Vec<Value> = listed
+                .stored
+                .images
+                .iter()
+                .map(|image| {
+                    json!({
+                        "manifest_digest": image.manifest.digest,
+                        "architecture": image.architecture,
+                        "variant": image.variant,
+                    })
+                })
+                .collect();
+            json!({
+                "reference": listed.stored.reference,
+                "digest": listed.stored.top.digest,
+                "pulled_at": listed.stored.resolved_at,
+                "size_bytes": listed.size_bytes,
+                "manifests": manifests,
+            })
+        })
+        .collect();
+    json!({"images": images})
+}
+
+/// Everything that an image says of itself.
+pub(super) fn inspection(reference: &str, inspection: &Inspection, store: &Store) -> Value {
+    let manifests: Vec<Value> = inspection
+        .manifests
+        .iter()
+        .map(|manifest| {
+            let entry = &manifest.entry;
+            let mut object = json!({
+                "digest": entry.descriptor.digest,
+                "media_type": entry.descriptor.media_type,
+                "platform": entry.platform.as_ref().map(|platform| json!({
+                    "os": platform.os,
+                    "architecture": platform.architecture,
+                })),
+                "index_annotations": entry.descriptor.annotations,
+            });
+            match &manifest.content {
+                Err(reason) => object["error"] = json!(reason),
+                Ok(content) => {
+                    let layers: Vec<Value> = content
+                        .manifest
+                        .layers
+                        .iter()
+                        .map(|layer| {
+                            json!({
+                                "role": crate::image::role::of_media_type(&layer.media_type)
+                                    .map(|(role, _)| role.as_str()),
+                                "media_type": layer.media_type,
+                                "digest": layer.digest,
+                                "size": layer.size,
+                                "stored": store.seems_to_have(layer),
+                            })
+                        })
+                        .collect();
+                    object["variant"] = json!(content.variant.map(|(variant, _)| variant.as_str()));
+                    object["variant_from"] =
+                        json!(content.variant.map(|(_, signal)| signal.as_str()));
+                    object["annotations"] = json!(content.manifest.annotations);
+                    object["config"] = json!(content.manifest.config);
+                    object["layers"] = json!(layers);
+                    object["error"] = json!(content.roles.as_ref().err().map(ToString::to_string));
+                }
+            }
+            object
+        })
+        .collect();
+    json!({
+        "reference": reference,
+        "digest": inspection.top.digest,
+        "media_type": inspection.top.media_type,
+        "from": if inspection.from_store { "store" } else { "source" },
+        "manifests": manifests,
+    })
+}

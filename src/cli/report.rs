@@ -1,0 +1,398 @@
+//! An error for whoever called: heading, causes, one hint, exit code, and the same as JSON.
+
+use std::error::Error;
+
+use serde_json::{Value, json};
+
+use crate::files::FileError;
+use crate::firmware::FirmwareError;
+use crate::hypervisor::HypervisorError;
+use crate::image::SelectError;
+use crate::instance::InstanceError;
+use crate::ops::OpsError;
+use crate::source::SourceError;
+use crate::stage::StageError;
+use crate::store::StoreError;
+
+/// What kind of error it is, for programs. The words are part of the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Usage,
+    NotFound,
+    Unauthorized,
+    Unavailable,
+    NoMatch,
+    Ambiguous,
+    Integrity,
+    InvalidImage,
+    UnsafeImage,
+    Unbootable,
+    NoSpace,
+    Store,
+    Host,
+    Hypervisor,
+    Conflict,
+    Timeout,
+}
+
+/// An error, ready to be shown.
+#[derive(Debug)]
+pub(super) struct Report {
+    pub kind: Kind,
+    pub message: String,
+    pub causes: Vec<String>,
+    pub hint: Option<String>,
+    pub retryable: bool,
+}
+
+impl Kind {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Usage => "usage",
+            Self::NotFound => "not-found",
+            Self::Unauthorized => "unauthorized",
+            Self::Unavailable => "unavailable",
+            Self::NoMatch => "no-match",
+            Self::Ambiguous => "ambiguous",
+            Self::Integrity => "integrity",
+            Self::InvalidImage => "invalid-image",
+            Self::UnsafeImage => "unsafe-image",
+            Self::Unbootable => "unbootable",
+            Self::NoSpace => "no-space",
+            Self::Store => "store",
+            Self::Host => "host",
+            Self::Hypervisor => "hypervisor",
+            Self::Conflict => "conflict",
+            Self::Timeout => "timeout",
+        }
+    }
+
+    /// The exit status: 2 usage, 69 the host cannot run it, 124 timeout, 125 the rest.
+    pub(super) fn exit_code(self) -> u8 {
+        match self {
+            Self::Usage => 2,
+            Self::Host => 69,
+            Self::Timeout => 124,
+            _ => 125,
+        }
+    }
+}
+
+impl Report {
+    /// An error in what was typed.
+    pub(super) fn usage(message: String) -> Self {
+        Self {
+            kind: Kind::Usage,
+            message,
+            causes: Vec::new(),
+            hint: None,
+            retryable: false,
+        }
+    }
+
+    /// The error as one JSON object.
+    pub(super) fn to_json(&self) -> Value {
+        json!({
+            "schema_version": 1,
+            "error": {
+                "kind": self.kind.as_str(),
+                "message": self.message,
+                "causes": self.causes,
+                "hint": self.hint,
+                "retryable": self.retryable,
+            },
+        })
+    }
+
+    /// The error as text.
+    pub(super) fn to_text(&self) -> String {
+        let mut text = format!("error: {}\n", self.message);
+        for cause in &self.causes {
+            text.push_str(&format!("  caused by: {cause}\n"));
+        }
+        if let Some(hint) = &self.hint {
+            text.push_str(&format!("hint: {hint}\n"));
+        }
+        text
+    }
+}
+
+impl From<&OpsError> for Report {
+    fn from(error: &OpsError) -> Self {
+        let (kind, hint) = classify(error);
+        Self {
+            kind,
+            message: error.to_string(),
+            causes: causes(error),
+            hint,
+            retryable: error.is_retryable(),
+        }
+    }
+}
+
+/// The chain below an error, and what an image offers where it did not fit.
+fn causes(error: &OpsError) -> Vec<String> {
+    let mut causes = Vec::new();
+    if let OpsError::Select(
+        SelectError::NoMatch { offers, .. } | SelectError::Ambiguous { offers, .. },
+    ) = error
+    {
+        causes.extend(offers.iter().map(|offer| format!("it has {offer}")));
+        if offers.is_empty() {
+            causes.push("its index has no entries".to_owned());
+        }
+    }
+    let mut source = error.source();
+    while let Some(cause) = source {
+        causes.push(cause.to_string());
+        source = cause.source();
+    }
+    causes
+}
+
+fn hint(text: &str) -> Option<String> {
+    Some(text.to_owned())
+}
+
+fn classify(error: &OpsError) -> (Kind, Option<String>) {
+    match error {
+        OpsError::Source(error) => source(error),
+        OpsError::Document(_)
+        | OpsError::Image(_)
+        | OpsError::Config(_)
+        | OpsError::MetadataTooLarge { .. } => (Kind::InvalidImage, None),
+        OpsError::Select(SelectError::NoMatch { .. }) => (
+            Kind::NoMatch,
+            hint("pass --arch or --variant for another manifest, or see `ironboot image inspect`"),
+        ),
+        OpsError::Select(SelectError::Ambiguous { .. }) => (
+            Kind::Ambiguous,
+            hint("name one of them by its digest: IMAGE@sha256:…"),
+        ),
+        OpsError::Select(SelectError::Image(_)) => (Kind::InvalidImage, None),
+        OpsError::Plan(error) => plan(error),
+        OpsError::Store(error) => store(error),
+        OpsError::Stage(error) => stage(error),
+        OpsError::Instance(error) => instance(error),
+        OpsError::Hypervisor(error) => hypervisor(error),
+        OpsError::Firmware(FirmwareError::None { .. }) => (
+            Kind::Host,
+            hint("install UEFI firmware: on Debian `apt-get install ovmf qemu-efi-aarch64`"),
+        ),
+        OpsError::Firmware(FirmwareError::File(error)) => file(error, Kind::Host),
+        OpsError::File(error) => file(error, Kind::Host),
+        OpsError::Word(_) => (Kind::Usage, None),
+        OpsError::CommandLineFile { .. } => (Kind::Usage, None),
+        OpsError::NoKvm { .. } => (
+            Kind::Host,
+            hint("leave out --accel kvm, or pass --accel tcg"),
+        ),
+        OpsError::StillRunning { name } => (
+            Kind::Conflict,
+            Some(format!(
+                "stop it first: `ironboot stop {name}`, or pass --force to rm"
+            )),
+        ),
+        OpsError::NoHypervisor { .. } => (Kind::Conflict, None),
+        OpsError::NotWhole { .. } => (Kind::NotFound, hint("pull it with --all first")),
+        OpsError::Task(_) => (
+            Kind::Host,
+            hint("this is a bug in ironboot; please report it"),
+        ),
+    }
+}
+
+fn plan(error: &crate::boot::PlanError) -> (Kind, Option<String>) {
+    use crate::boot::PlanError;
+    match error {
+        PlanError::NoMethod { .. } => (Kind::Unbootable, None),
+        PlanError::NotPossible { .. } => (
+            Kind::Unbootable,
+            hint("`ironboot plan IMAGE` shows what is possible"),
+        ),
+        PlanError::CommandLineIgnored { .. } => (
+            Kind::Usage,
+            hint("leave them out, or boot the kernel with --boot direct"),
+        ),
+        PlanError::ImageCommandLine { .. } => (
+            Kind::InvalidImage,
+            hint("pass --cmdline to boot it with another one"),
+        ),
+        PlanError::Append(_) => (Kind::Usage, None),
+    }
+}
+
+fn store(error: &StoreError) -> (Kind, Option<String>) {
+    match error {
+        StoreError::File(error) => file(error, Kind::Store),
+        StoreError::TooLong { .. } | StoreError::TooShort { .. } | StoreError::Content { .. } => {
+            (Kind::Integrity, None)
+        }
+        StoreError::Damaged { path, .. } | StoreError::Record { path, .. } => (
+            Kind::Store,
+            Some(format!(
+                "remove {} and pull the image again",
+                path.display()
+            )),
+        ),
+        StoreError::NoReference { .. } => (
+            Kind::NotFound,
+            hint("`ironboot image list` shows what there is"),
+        ),
+        StoreError::InUse { users, .. } => (
+            Kind::Conflict,
+            users
+                .first()
+                .map(|user| format!("remove the instance first: `ironboot rm {user}`")),
+        ),
+    }
+}
+
+fn stage(error: &StageError) -> (Kind, Option<String>) {
+    match error {
+        StageError::Content(error) if error.is_unsafe() => (Kind::UnsafeImage, None),
+        StageError::Content(_) => (Kind::InvalidImage, None),
+        StageError::Store(error) => store(error),
+        StageError::File(error) => file(error, Kind::Store),
+        StageError::Missing { .. } => (Kind::Store, hint("pull the image again")),
+        StageError::DiskSize { .. } | StageError::NoDisk => (Kind::Usage, None),
+        StageError::NoFirmware | StageError::Overlay { .. } => (Kind::Host, None),
+    }
+}
+
+fn instance(error: &InstanceError) -> (Kind, Option<String>) {
+    match error {
+        InstanceError::File(error) => file(error, Kind::Store),
+        InstanceError::None { .. } => (Kind::NotFound, hint("`ironboot list` shows what there is")),
+        InstanceError::Different { name, .. } => (
+            Kind::Conflict,
+            Some(format!(
+                "choose another name, or remove it: `ironboot rm {name}`"
+            )),
+        ),
+        InstanceError::Busy { .. } => (Kind::Conflict, None),
+        InstanceError::Record { path, .. } => (
+            Kind::Store,
+            path.parent()
+                .map(|directory| format!("remove {}", directory.display())),
+        ),
+    }
+}
+
+fn file(error: &FileError, kind: Kind) -> (Kind, Option<String>) {
+    if error.is_no_space() {
+        return (
+            Kind::NoSpace,
+            hint("free some space, or pass --store for another disk"),
+        );
+    }
+    match error.source.kind() {
+        std::io::ErrorKind::PermissionDenied => (
+            kind,
+            hint("pass --store for a directory that you may write to, or run as its owner"),
+        ),
+        _ => (kind, None),
+    }
+}
+
+fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
+    use HypervisorError as Error;
+    match error {
+        Error::NoProgram { program } => (
+            Kind::Host,
+            Some(match program.as_str() {
+                "qemu-system-aarch64" => "on Debian: `apt-get install qemu-system-arm`".to_owned(),
+                _ => "on Debian: `apt-get install qemu-system-x86`".to_owned(),
+            }),
+        ),
+        Error::NoLibvirt { .. } => (
+            Kind::Host,
+            hint("build with --features libvirt, or use `ironboot run`"),
+        ),
+        Error::Uri { .. } => (Kind::Usage, None),
+        Error::Connect { .. } => (
+            Kind::Unavailable,
+            hint("start libvirtd, or use `ironboot run`, which needs no daemon"),
+        ),
+        Error::ForeignDomain { .. } => (Kind::Conflict, hint("choose another name")),
+        Error::Running { .. } | Error::NotRunning { .. } => (Kind::Conflict, None),
+        Error::StopTimeout { .. } => (Kind::Timeout, hint("pull its plug with --force")),
+        Error::Libvirt { .. }
+        | Error::QemuStart { .. }
+        | Error::Monitor { .. }
+        | Error::Unsupported { .. }
+        | Error::Path { .. }
+        | Error::Text { .. }
+        | Error::Io { .. } => (Kind::Hypervisor, None),
+    }
+}
+
+fn source(error: &SourceError) -> (Kind, Option<String>) {
+    use SourceError as Error;
+    match error {
+        Error::ImageNotFound { .. } => (Kind::NotFound, hint("check the name and the tag")),
+        Error::BlobNotFound { .. } => (Kind::NotFound, None),
+        Error::LayoutEntryNotFound { .. } => (Kind::NotFound, None),
+        Error::NotALayout { .. } => (
+            Kind::NotFound,
+            hint("name a directory that holds an `oci-layout` file"),
+        ),
+        Error::Unauthorized { user: None, .. } => (
+            Kind::Unauthorized,
+            hint("log in, with `podman login` for one, or pass --authfile"),
+        ),
+        Error::Unauthorized { .. }
+        | Error::RealmRefused { .. }
+        | Error::CredentialHelper { .. }
+        | Error::CredentialsFile { .. } => (
+            Kind::Unauthorized,
+            hint("check the credentials that you logged in with, or pass --authfile"),
+        ),
+        Error::Unavailable { .. } => (
+            Kind::Unavailable,
+            hint("check the registry's name and your network, then try again"),
+        ),
+        Error::Tls { .. } => (
+            Kind::Unavailable,
+            hint("pass --tls-verify=false if you trust the network to it"),
+        ),
+        Error::RedirectRefused { .. } | Error::Protocol { .. } | Error::Rejected { .. } => {
+            (Kind::Unavailable, None)
+        }
+        Error::TooLarge { .. } | Error::LayoutJson { .. } | Error::NotAFile { .. } => {
+            (Kind::InvalidImage, None)
+        }
+        Error::DigestMismatch { .. } | Error::SizeMismatch { .. } => (Kind::Integrity, None),
+        Error::LayoutAmbiguous { .. } => (
+            Kind::Ambiguous,
+            hint("name one of them: oci:DIR:NAME or oci:DIR@sha256:…"),
+        ),
+        Error::Client { .. } => (
+            Kind::Host,
+            hint("on Debian: `apt-get install ca-certificates`"),
+        ),
+        Error::Io { .. } => (Kind::Host, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_reads_the_same_as_text_and_as_json() {
+        let report = Report {
+            kind: Kind::NoMatch,
+            message: "what happened".to_owned(),
+            causes: vec!["why".to_owned()],
+            hint: Some("what to do".to_owned()),
+            retryable: false,
+        };
+        assert_eq!(
+            report.to_text(),
+            "error: what happened\n  caused by: why\nhint: what to do\n"
+        );
+        assert_eq!(report.to_json()["error"]["kind"], "no-match");
+        assert_eq!(report.to_json()["schema_version"], 1);
+    }
+}

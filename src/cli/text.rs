@@ -1,0 +1,349 @@
+//! What people read on standard output: plans, tables, shell commands.
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use indicatif::HumanBytes;
+
+use crate::boot::{BootMethod, BootPlan};
+use crate::domain::{Boot, DomainSpec};
+use crate::image::Selected;
+use crate::ops::images::{Inspection, ListedImage};
+use crate::ops::instances::Listed;
+use crate::store::Store;
+
+/// Lays out rows in columns, the first row being the heading.
+pub(super) fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..columns)
+        .map(|column| {
+            rows.iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0)
+        })
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let line: String = row
+            .iter()
+            .zip(&widths)
+            .map(|(cell, width)| format!("{cell:<width$}  "))
+            .collect();
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+fn row(cells: &[&str]) -> Vec<String> {
+    cells.iter().map(|cell| (*cell).to_owned()).collect()
+}
+
+fn short(digest: &crate::oci::Digest) -> String {
+    digest.hex()[..12].to_owned()
+}
+
+/// The whole reasoning of a plan.
+pub(super) fn plan(selected: &Selected, plan: &BootPlan, store: &Store) -> String {
+    let image = &selected.image;
+    let mut rows = vec![
+        vec!["image".to_owned(), image.reference.to_string()],
+        vec!["manifest".to_owned(), image.manifest_digest.to_string()],
+        vec![
+            "architecture".to_owned(),
+            image
+                .architecture
+                .as_ref()
+                .map_or_else(|| "not said".to_owned(), ToString::to_string),
+        ],
+        vec![
+            "variant".to_owned(),
+            image.variant.map_or_else(
+                || "not said".to_owned(),
+                |(variant, signal)| format!("{variant} (by {})", signal.as_str()),
+            ),
+        ],
+        vec![
+            "boot".to_owned(),
+            format!("{} ({})", plan.method.name(), plan.reason),
+        ],
+    ];
+    if let BootMethod::Direct(direct) = &plan.method {
+        let from = direct.command_line_from.as_str();
+        rows.push(vec![
+            "command line".to_owned(),
+            format!("{} (from {from})", direct.command_line),
+        ]);
+    }
+    let mut text = table(&rows);
+    text.push_str("\nlayers:\n");
+    let needed = plan.method.blobs();
+    let layers: Vec<Vec<String>> = image
+        .manifest
+        .layers
+        .iter()
+        .map(|layer| {
+            let role = image.role_of(layer);
+            let use_of_it = match role {
+                _ if needed.contains(&layer) && store.seems_to_have(layer) => "in the store",
+                _ if needed.contains(&layer) => "to be fetched",
+                Some(crate::image::LayerRole::CommandLine) => "read",
+                Some(_) => "not needed",
+                None => "unknown, not fetched",
+            };
+            vec![
+                format!("  {}", role.map_or("-", |role| role.as_str())),
+                HumanBytes(layer.size).to_string(),
+                short(&layer.digest),
+                use_of_it.to_owned(),
+                crate::oci::Printable(&layer.media_type).to_string(),
+            ]
+        })
+        .collect();
+    text.push_str(&table(&layers));
+    text.push_str("\nother methods:\n");
+    let others: Vec<Vec<String>> = plan
+        .alternatives
+        .iter()
+        .map(|other| {
+            let possible = if other.possible {
+                "possible"
+            } else {
+                "not possible"
+            };
+            vec![
+                format!("  {}", other.method),
+                possible.to_owned(),
+                other.reason.clone(),
+            ]
+        })
+        .collect();
+    text.push_str(&table(&others));
+    if !selected.dropped.is_empty() {
+        text.push_str("\nother manifests:\n");
+        for dropped in &selected.dropped {
+            text.push_str(&format!("  {dropped}\n"));
+        }
+    }
+    text
+}
+
+/// The paths of an instance's files.
+pub(super) fn staged(spec: &DomainSpec) -> String {
+    let path = |path: &Path| path.display().to_string();
+    let mut rows = vec![
+        row(&["instance", spec.name.as_str()]),
+        vec!["directory".to_owned(), path(&spec.directory)],
+    ];
+    match &spec.boot {
+        Boot::Kernel {
+            kernel,
+            initramfs,
+            command_line,
+        } => {
+            rows.push(vec!["kernel".to_owned(), path(kernel)]);
+            rows.extend(
+                initramfs
+                    .iter()
+                    .map(|initramfs| vec!["initramfs".to_owned(), path(initramfs)]),
+            );
+            rows.push(row(&["command line", command_line.as_str()]));
+        }
+        Boot::Firmware(firmware) => {
+            rows.push(vec!["firmware".to_owned(), path(&firmware.code)]);
+            rows.push(vec!["variables".to_owned(), path(&firmware.vars)]);
+        }
+    }
+    for disk in &spec.disks {
+        let access = if disk.read_only { ", read-only" } else { "" };
+        let (file, format) = (disk.file.display(), disk.format.as_str());
+        rows.push(vec![
+            "disk".to_owned(),
+            format!("{file} ({format}{access})"),
+        ]);
+    }
+    table(&rows)
+}
+
+/// The list of instances.
+pub(super) fn instances(listed: &[Listed]) -> String {
+    let mut rows = vec![row(&["NAME", "STATE", "HYPERVISOR", "BOOT", "IMAGE"])];
+    for listed in listed {
+        let record = &listed.record;
+        let state = match (&listed.state, &record.hypervisor) {
+            (Ok(_), None) => "prepared".to_owned(),
+            (Ok(state), _) => state.as_str().to_owned(),
+            (Err(error), _) => format!("? ({error})"),
+        };
+        rows.push(vec![
+            record.spec.name.to_string(),
+            state,
+            record.hypervisor.clone().unwrap_or_else(|| "-".to_owned()),
+            record.spec.provenance.method.clone(),
+            record.spec.provenance.reference.clone(),
+        ]);
+    }
+    table(&rows)
+}
+
+/// The list of images.
+pub(super) fn images(listed: &[ListedImage]) -> String {
+    let mut rows = vec![row(&["IMAGE", "DIGEST", "SIZE", "FOR"])];
+    for listed in listed {
+        let manifests: Vec<String> = listed
+            .stored
+            .images
+            .iter()
+            .map(|image| {
+                let architecture = image.architecture.as_ref().map(ToString::to_string);
+                let words = [architecture, image.variant.clone()];
+                let words: Vec<String> = words.into_iter().flatten().collect();
+                words.join(" ")
+            })
+            .collect();
+        rows.push(vec![
+            listed.stored.reference.clone(),
+            short(&listed.stored.top.digest),
+            HumanBytes(listed.size_bytes).to_string(),
+            manifests.join(", "),
+        ]);
+    }
+    table(&rows)
+}
+
+/// Everything that an image says of itself.
+pub(super) fn inspection(reference: &str, inspection: &Inspection, store: &Store) -> String {
+    let from = if inspection.from_store {
+        "the store"
+    } else {
+        "its source"
+    };
+    let mut text = format!(
+        "{reference}\n{} (read from {from})\n",
+        inspection.top.digest
+    );
+    for manifest in &inspection.manifests {
+        let entry = &manifest.entry;
+        let platform = entry
+            .platform
+            .as_ref()
+            .map_or_else(|| "no platform".to_owned(), ToString::to_string);
+        text.push_str(&format!("\n{} {platform}", entry.descriptor.digest));
+        match &manifest.content {
+            Err(reason) => text.push_str(&format!(": {reason}\n")),
+            Ok(content) => {
+                if let Some((variant, signal)) = content.variant {
+                    text.push_str(&format!(", {variant} (by {})", signal.as_str()));
+                }
+                text.push('\n');
+                let layers: Vec<Vec<String>> = content
+                    .manifest
+                    .layers
+                    .iter()
+                    .map(|layer| {
+                        let role = crate::image::role::of_media_type(&layer.media_type);
+                        let stored = if store.seems_to_have(layer) {
+                            "in the store"
+                        } else {
+                            ""
+                        };
+                        vec![
+                            format!("  {}", role.map_or("-", |(role, _)| role.as_str())),
+                            HumanBytes(layer.size).to_string(),
+                            layer.digest.to_string(),
+                            crate::oci::Printable(&layer.media_type).to_string(),
+                            stored.to_owned(),
+                        ]
+                    })
+                    .collect();
+                text.push_str(&table(&layers));
+                for (key, value) in &content.manifest.annotations {
+                    let (key, value) = (crate::oci::Printable(key), crate::oci::Printable(value));
+                    text.push_str(&format!("  {key}={value}\n"));
+                }
+                if let Err(error) = &content.roles {
+                    text.push_str(&format!("  {error}\n"));
+                }
+            }
+        }
+    }
+    text
+}
+
+/// What a `run` would do, as shell commands that can be run by hand.
+pub(super) fn script(spec: &DomainSpec, command: &[OsString]) -> String {
+    let quoted = |path: &Path| quote(&path.display().to_string());
+    let directory = quoted(&spec.directory);
+    let mut steps = vec![
+        format!("mkdir -p -m 700 {directory}"),
+        format!("cd {directory}"),
+    ];
+    for disk in &spec.disks {
+        if let Some(backing) = &disk.backing {
+            steps.push(format!(
+                "qemu-img create -q -f qcow2 -F {} -b {} {} {}",
+                backing.format.as_str(),
+                quoted(&backing.file),
+                quoted(&disk.file),
+                disk.virtual_size_bytes
+            ));
+        }
+    }
+    if let Boot::Firmware(firmware) = &spec.boot {
+        let (template, vars) = (quoted(&firmware.vars_template), quoted(&firmware.vars));
+        steps.push(format!("cp --no-preserve=mode {template} {vars}"));
+    }
+    let words: Vec<String> = command
+        .iter()
+        .map(|word| quote(&word.to_string_lossy()))
+        .collect();
+    steps.push(words.join(" "));
+    steps.join(" &&\n") + "\n"
+}
+
+/// A word as a POSIX shell reads it back.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_lines_have_no_blanks_at_their_end() {
+        let rows = [
+            row(&["NAME", "STATE"]),
+            row(&["a-long-name", "x"]),
+            row(&["b", ""]),
+        ];
+        assert_eq!(table(&rows), "NAME         STATE\na-long-name  x\nb\n");
+        assert_eq!(table(&[]), "");
+    }
+
+    #[test]
+    fn quoted_words_are_one_word_to_a_shell() {
+        let words = [
+            "plain-1.2/x",
+            "",
+            "two words",
+            "it's",
+            "$(id)`id`\"\\",
+            "a\nb",
+            "é",
+        ];
+        let script: Vec<String> = words.iter().map(|word| quote(word)).collect();
+        let output = std::process::Command::new("sh")
+            .arg("-c")
+            .arg(format!("printf '%s\\0' {}", script.join(" ")))
+            .output()
+            .unwrap();
+        let expected: String = words.iter().map(|word| format!("{word}\0")).collect();
+        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
+    }
+}

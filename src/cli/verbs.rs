@@ -1,0 +1,579 @@
+//! One function a verb: from what was typed to a use case, and from its result to output.
+
+use serde_json::json;
+
+use crate::boot::{BootOptions, CommandLine};
+use crate::cli::args::{
+    AccelWord, ChoiceArgs, Cli, FirmwareWord, ImageArgs, ImageVerb, MachineArgs, NetworkWord, Verb,
+};
+use crate::cli::progress::{Amount, Drawing};
+use crate::cli::report::{Kind, Report};
+use crate::cli::terminal::{self, Left, Sink};
+use crate::cli::{Ended, Output, environment, open_hypervisor, output, text};
+use crate::domain::{Accelerator, DomainName, DomainSpec, Forward, Nic};
+use crate::files;
+use crate::host::Host;
+use crate::hypervisor::Stop;
+use crate::hypervisor::qemu::{self, Qemu};
+use crate::image::select::Wanted;
+use crate::instance::Instances;
+use crate::oci::reference::LayoutEntry;
+use crate::oci::{LayoutReference, Reference};
+use crate::ops::build::{self, Form};
+use crate::ops::define::{self, IfDifferent, Then};
+use crate::ops::instances::{self, IfRunning};
+use crate::ops::prepare::{self, InstanceRequest, MachineRequest, Prepared};
+use crate::ops::pull::{self, Extent};
+use crate::ops::push;
+use crate::ops::resolve::{self, ImageRequest};
+use crate::ops::{Context, OpsError, images, run};
+use crate::stage::GuestFile;
+use crate::store::Store;
+
+/// Largest Ignition config that is read, in bytes.
+const MAX_IGNITION_BYTES: u64 = 16 << 20;
+
+/// Executes what was typed.
+pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
+    let global = cli.global;
+    let amount = match (global.quiet, global.verbose) {
+        (true, _) => Amount::Quiet,
+        (false, true) => Amount::Verbose,
+        (false, false) => Amount::Normal,
+    };
+    let drawing = Drawing::new(amount);
+    let report = |event| drawing.show(event);
+    let root = environment::store(&global)
+        .map_err(|error| Report::usage(format!("pass --store DIR: {error}")))?;
+    let store = Store::at(root);
+    let context = Context {
+        instances: Instances::at(store.instances()),
+        store,
+        sources: environment::sources(&global).map_err(|error| failed(error.into()))?,
+        host: Host::probe(),
+        firmware_directories: environment::firmware_directories(),
+        now: environment::now(),
+        open_hypervisor: &open_hypervisor,
+        report: &report,
+    };
+    dispatch(&context, cli.verb, global.json).await
+}
+
+/// An error of the library, ready to be shown.
+fn failed(error: OpsError) -> Report {
+    Report::from(&error)
+}
+
+async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended, Report> {
+    match verb {
+        Verb::Plan { image } => plan(context, image).await,
+        Verb::Pull {
+            images,
+            choice,
+            all,
+        } => pull(context, images, &choice, all).await,
+        Verb::Prepare {
+            image,
+            machine,
+            name,
+        } => prepare(context, instance_request(context, image, machine, name)?).await,
+        Verb::Define {
+            image,
+            machine,
+            name,
+            connect,
+            start,
+            replace,
+            dry_run,
+        } => {
+            let request = instance_request(context, image, machine, name)?;
+            let uri = environment::libvirt_uri(connect.connect.as_deref());
+            if dry_run {
+                return dry_define(context, &request, &uri).await;
+            }
+            let then = if start { Then::Start } else { Then::Nothing };
+            let if_different = if replace {
+                IfDifferent::Replace
+            } else {
+                IfDifferent::Fail
+            };
+            define(context, &request, &uri, if_different, then).await
+        }
+        Verb::Run {
+            image,
+            machine,
+            name,
+            detach,
+            persistent,
+            publish,
+            dry_run,
+        } => {
+            let name = name.map_or_else(generated_name, Ok)?;
+            let mut request = instance_request(context, image, machine, name)?;
+            request.ephemeral = !persistent && !detach;
+            request.machine.ensure_console = true;
+            forward(&mut request.machine, publish)?;
+            if dry_run {
+                return dry_run_of(context, &request).await;
+            }
+            run_image(context, &request, detach, json).await
+        }
+        Verb::List => {
+            let listed = instances::list(context).await.map_err(failed)?;
+            Ok(Ended::with(
+                text::instances(&listed),
+                output::instances(&listed),
+            ))
+        }
+        Verb::Start { name } => {
+            let record = instances::start(context, &name).await.map_err(failed)?;
+            Ok(Ended::with(
+                format!("{name}\n"),
+                output::instance(&record, Some("running")),
+            ))
+        }
+        Verb::Stop {
+            name,
+            force,
+            timeout,
+        } => {
+            let how = if force {
+                Stop::Force
+            } else {
+                Stop::Graceful(timeout)
+            };
+            let record = instances::stop(context, &name, how).await.map_err(failed)?;
+            Ok(Ended::with(
+                format!("{name}\n"),
+                output::instance(&record, Some("stopped")),
+            ))
+        }
+        Verb::Rm { name, force } => {
+            let if_running = if force {
+                IfRunning::Stop
+            } else {
+                IfRunning::Fail
+            };
+            instances::remove(context, &name, if_running)
+                .await
+                .map_err(failed)?;
+            Ok(Ended::with(format!("{name}\n"), json!({"removed": name})))
+        }
+        Verb::Console { name } => console(context, &name).await,
+        Verb::Logs { name, follow } => logs(context, &name, follow).await,
+        Verb::Image(verb) => image(context, verb).await,
+    }
+}
+
+async fn plan(context: &Context<'_>, image: ImageArgs) -> Result<Ended, Report> {
+    let request = image_request(context, image.reference, &image.choice)?;
+    let resolved = resolve::resolve(context, &request).await.map_err(failed)?;
+    let plan = resolved.plan.map_err(|error| failed(error.into()))?;
+    let selected = &resolved.selected;
+    Ok(Ended::with(
+        text::plan(selected, &plan, &context.store),
+        output::plan(selected, Some(&plan), &context.store, None),
+    ))
+}
+
+async fn pull(
+    context: &Context<'_>,
+    references: Vec<Reference>,
+    choice: &ChoiceArgs,
+    all: bool,
+) -> Result<Ended, Report> {
+    let extent = if all { Extent::All } else { Extent::Needed };
+    let mut lines = String::new();
+    let mut objects = Vec::new();
+    for reference in references {
+        let request = image_request(context, reference, choice)?;
+        let pulled = pull::pull(context, &request, extent)
+            .await
+            .map_err(failed)?;
+        lines.push_str(&format!("{}\n", pulled.selected.image.manifest_digest));
+        let plan = pulled.plan.as_ref().ok();
+        let fetched = Some(pulled.fetched_bytes);
+        objects.push(output::plan(
+            &pulled.selected,
+            plan,
+            &context.store,
+            fetched,
+        ));
+    }
+    // One image is one object, as in `plan`; several are a list of such.
+    let json = match objects.len() {
+        1 => objects.remove(0),
+        _ => json!({"images": objects}),
+    };
+    Ok(Ended::with(lines, json))
+}
+
+async fn prepare(context: &Context<'_>, request: InstanceRequest) -> Result<Ended, Report> {
+    let prepared = prepare::prepare(context, &request, None)
+        .await
+        .map_err(failed)?;
+    Ok(Ended::with(
+        text::staged(&prepared.record.spec),
+        prepared_object(context, &prepared),
+    ))
+}
+
+/// The plan of an instance and its files.
+fn prepared_object(context: &Context<'_>, prepared: &Prepared) -> serde_json::Value {
+    let fetched = Some(prepared.fetched_bytes);
+    let plan = Some(&prepared.plan);
+    let mut object = output::plan(&prepared.selected, plan, &context.store, fetched);
+    object["staged"] = output::staged(&prepared.record.spec);
+    object["created"] = json!(prepared.is_new);
+    object
+}
+
+async fn define(
+    context: &Context<'_>,
+    request: &InstanceRequest,
+    uri: &str,
+    if_different: IfDifferent,
+    then: Then,
+) -> Result<Ended, Report> {
+    let hypervisor = open_hypervisor(uri).map_err(|error| failed(error.into()))?;
+    let (prepared, state) = define::define(context, request, &*hypervisor, if_different, then)
+        .await
+        .map_err(failed)?;
+    let mut object = prepared_object(context, &prepared);
+    object["domain"] = output::instance(&prepared.record, Some(state.as_str()));
+    Ok(Ended::with(format!("{}\n", request.name), object))
+}
+
+async fn dry_define(
+    context: &Context<'_>,
+    request: &InstanceRequest,
+    uri: &str,
+) -> Result<Ended, Report> {
+    let (_, spec) = prepare::describe(context, request).await.map_err(failed)?;
+    let xml = domain_xml(uri, &spec).await?;
+    let json = json!({"xml": xml, "staged": output::staged(&spec)});
+    Ok(Ended::with(xml, json))
+}
+
+#[cfg(feature = "libvirt")]
+async fn domain_xml(uri: &str, spec: &DomainSpec) -> Result<String, Report> {
+    use crate::hypervisor::libvirt::Libvirt;
+    let libvirt = Libvirt::open(uri).map_err(|error| failed(error.into()))?;
+    libvirt
+        .xml(spec)
+        .await
+        .map_err(|error| failed(error.into()))
+}
+
+#[cfg(not(feature = "libvirt"))]
+async fn domain_xml(uri: &str, _spec: &DomainSpec) -> Result<String, Report> {
+    open_hypervisor(uri)
+        .map(|_| String::new())
+        .map_err(|error| failed(error.into()))
+}
+
+async fn dry_run_of(context: &Context<'_>, request: &InstanceRequest) -> Result<Ended, Report> {
+    let (plan, spec) = prepare::describe(context, request).await.map_err(failed)?;
+    let command = qemu::args::command(&spec).map_err(|error| failed(error.into()))?;
+    let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
+    let missing: u64 = plan
+        .method
+        .blobs()
+        .iter()
+        .filter(|blob| !context.store.seems_to_have(blob))
+        .map(|blob| blob.size)
+        .sum();
+    let json = json!({
+        "argv": words,
+        "missing_bytes": missing,
+        "staged": output::staged(&spec),
+    });
+    Ok(Ended::with(text::script(&spec, &command), json))
+}
+
+async fn run_image(
+    context: &Context<'_>,
+    request: &InstanceRequest,
+    detach: bool,
+    json: bool,
+) -> Result<Ended, Report> {
+    let start = run::start(context, request);
+    let running = tokio::select! {
+        running = start => running.map_err(failed)?,
+        number = terminal::any_signal() => return Ok(interrupted(number)),
+    };
+    let record = running.prepared.record.clone();
+    let spec = &record.spec;
+    if detach {
+        let json = output::instance(&record, Some("running"));
+        return Ok(Ended::with(format!("{}\n", spec.name), json));
+    }
+    let sink = if json { Sink::Stderr } else { Sink::Stdout };
+    let left = terminal::attach(spec, &Qemu, sink).await;
+    match left {
+        Ok(Left::Detached) => {
+            let name = &spec.name;
+            let text = format!(
+                "\r\n{name} goes on running: `ironboot console {name}` to return, \
+                 `ironboot rm --force {name}` to end it\n"
+            );
+            return Ok(Ended::with(
+                text,
+                output::instance(&record, Some("running")),
+            ));
+        }
+        _ => run::finish(context, running).await.map_err(failed)?,
+    }
+    match left.map_err(failed)? {
+        Left::Signal(number) => Ok(interrupted(number)),
+        _ => Ok(Ended::with(
+            String::new(),
+            output::instance(&record, Some("stopped")),
+        )),
+    }
+}
+
+/// Ended by a signal, with the exit status that shells give to that.
+fn interrupted(number: u8) -> Ended {
+    Ended {
+        output: Output::Nothing,
+        exit_code: 128 + number,
+    }
+}
+
+async fn console(context: &Context<'_>, name: &DomainName) -> Result<Ended, Report> {
+    let (record, hypervisor) = instances::find(context, name).map_err(failed)?;
+    let spec = &record.spec;
+    let state = hypervisor
+        .state(spec)
+        .await
+        .map_err(|error| failed(error.into()))?;
+    if state != crate::hypervisor::DomainState::Running {
+        let mut report = failed(
+            crate::hypervisor::HypervisorError::NotRunning {
+                domain: name.clone(),
+            }
+            .into(),
+        );
+        report.hint = Some(format!("`ironboot logs {name}` shows what it printed"));
+        return Err(report);
+    }
+    let left = terminal::attach(spec, &*hypervisor, Sink::Stdout).await;
+    Ok(match left.map_err(failed)? {
+        Left::Signal(number) => interrupted(number),
+        Left::Stopped | Left::Detached => Ended {
+            output: Output::Nothing,
+            exit_code: 0,
+        },
+    })
+}
+
+async fn logs(context: &Context<'_>, name: &DomainName, follow: bool) -> Result<Ended, Report> {
+    let (record, hypervisor) = instances::find(context, name).map_err(failed)?;
+    let exit_code = if follow {
+        match terminal::follow(&record.spec, &*hypervisor)
+            .await
+            .map_err(failed)?
+        {
+            Left::Signal(number) => 128 + number,
+            Left::Stopped | Left::Detached => 0,
+        }
+    } else {
+        terminal::print_log(&record.spec).map_err(failed)?;
+        0
+    };
+    Ok(Ended {
+        output: Output::Nothing,
+        exit_code,
+    })
+}
+
+async fn image(context: &Context<'_>, verb: ImageVerb) -> Result<Ended, Report> {
+    match verb {
+        ImageVerb::List => {
+            let listed = images::list(context).map_err(failed)?;
+            Ok(Ended::with(text::images(&listed), output::images(&listed)))
+        }
+        ImageVerb::Inspect { image } => {
+            let reference = absolute(image)?;
+            let found = images::inspect(context, &reference).await.map_err(failed)?;
+            let name = reference.to_string();
+            Ok(Ended::with(
+                text::inspection(&name, &found, &context.store),
+                output::inspection(&name, &found, &context.store),
+            ))
+        }
+        ImageVerb::Rm { images: references } => {
+            let mut lines = String::new();
+            let mut removed = Vec::new();
+            for reference in references {
+                let reference = absolute(reference)?;
+                let freed = images::remove(context, &reference).await.map_err(failed)?;
+                lines.push_str(&format!("{reference}\n"));
+                removed.push(json!({
+                    "reference": reference.to_string(),
+                    "freed_bytes": freed,
+                }));
+            }
+            Ok(Ended::with(lines, json!({"removed": removed})))
+        }
+        ImageVerb::Build {
+            output,
+            manifests,
+            compat,
+        } => {
+            let Reference::Layout(LayoutReference {
+                directory,
+                entry: LayoutEntry::Name(name),
+            }) = output
+            else {
+                return Err(Report::usage("--output is not oci:DIR:NAME".to_owned()));
+            };
+            let form = if compat {
+                Form::Compat
+            } else {
+                Form::Specification
+            };
+            let built = build::build(&directory, &name, &manifests, form).map_err(failed)?;
+            Ok(Ended::with(
+                format!("{}\n", built.digest),
+                json!({"digest": built.digest}),
+            ))
+        }
+        ImageVerb::Push { image, destination } => {
+            let Reference::Registry(destination) = destination else {
+                return Err(Report::usage(
+                    "the destination is not in a registry".to_owned(),
+                ));
+            };
+            let image = absolute(image)?;
+            let pushed = push::push(context, &image, &destination)
+                .await
+                .map_err(failed)?;
+            Ok(Ended::with(
+                format!("{}\n", pushed.top.digest),
+                json!({
+                    "reference": destination.to_string(),
+                    "digest": pushed.top.digest,
+                    "sent_bytes": pushed.sent_bytes,
+                    "present_bytes": pushed.present_bytes,
+                }),
+            ))
+        }
+    }
+}
+
+fn image_request(
+    context: &Context<'_>,
+    reference: Reference,
+    choice: &ChoiceArgs,
+) -> Result<ImageRequest, Report> {
+    let mut append = CommandLine::default();
+    for words in &choice.append {
+        append = append
+            .append(words)
+            .map_err(|error| Report::usage(format!("--append: {error}")))?;
+    }
+    Ok(ImageRequest {
+        reference: absolute(reference)?,
+        wanted: Wanted {
+            architecture: choice
+                .arch
+                .clone()
+                .unwrap_or_else(|| context.host.architecture.clone()),
+            variant: choice.variant,
+        },
+        boot: BootOptions {
+            method: choice.boot.method(),
+            command_line: choice.cmdline.clone(),
+            append,
+        },
+    })
+}
+
+/// A layout's directory is remembered, so it must not depend on where we were called.
+fn absolute(reference: Reference) -> Result<Reference, Report> {
+    Ok(match reference {
+        Reference::Layout(layout) => {
+            let directory = environment::absolute(&layout.directory)
+                .map_err(|error| Report::usage(format!("no directory: {error}")))?;
+            Reference::Layout(LayoutReference {
+                directory,
+                ..layout
+            })
+        }
+        registry @ Reference::Registry(_) => registry,
+    })
+}
+
+fn instance_request(
+    context: &Context<'_>,
+    image: ImageArgs,
+    machine: MachineArgs,
+    name: DomainName,
+) -> Result<InstanceRequest, Report> {
+    let image = image_request(context, image.reference, &image.choice)?;
+    // Both words mean the one kind of firmware that this version looks for.
+    let (FirmwareWord::Auto | FirmwareWord::Uefi) = machine.firmware;
+    let mut guest_files = Vec::new();
+    if let Some(path) = &machine.ignition {
+        let content = files::read_small(path, MAX_IGNITION_BYTES)
+            .map_err(|error| failed(error.into()))?
+            .ok_or_else(|| Report::usage(format!("no such file: {}", path.display())))?;
+        // The key by which Ignition finds its config under QEMU.
+        let name = "opt/com.coreos/config";
+        let name = name
+            .parse()
+            .map_err(|error: crate::domain::WordError| failed(error.into()))?;
+        guest_files.push(GuestFile { name, content });
+    }
+    guest_files.extend(machine.set_credential.iter().map(|credential| GuestFile {
+        name: credential.name.clone(),
+        content: credential.value.clone().into_bytes(),
+    }));
+    Ok(InstanceRequest {
+        name,
+        image,
+        machine: MachineRequest {
+            cpus: machine.cpus,
+            memory: machine.memory,
+            disk_size_bytes: machine.disk_size,
+            accelerator: match machine.accel {
+                AccelWord::Auto => None,
+                AccelWord::Kvm => Some(Accelerator::Kvm),
+                AccelWord::Tcg => Some(Accelerator::Tcg),
+            },
+            nic: match machine.network {
+                NetworkWord::User => Some(Nic::default()),
+                NetworkWord::None => None,
+            },
+            guest_files,
+            ensure_console: false,
+        },
+        ephemeral: false,
+    })
+}
+
+fn forward(machine: &mut MachineRequest, publish: Vec<Forward>) -> Result<(), Report> {
+    match &mut machine.nic {
+        Some(nic) => nic.forwards = publish,
+        None if publish.is_empty() => {}
+        None => return Err(Report::usage("--publish needs a network card".to_owned())),
+    }
+    Ok(())
+}
+
+/// A name that no other instance has.
+fn generated_name() -> Result<DomainName, Report> {
+    // The file's name is the only randomness that is needed, and tempfile has it.
+    let unique = tempfile::Builder::new()
+        .prefix("run-")
+        .rand_bytes(6)
+        .tempfile()
+        .map_err(|error| Report::usage(format!("pass --name: {error}")))?;
+    let name = unique.path().file_name().unwrap_or_default();
+    name.to_string_lossy().parse().map_err(|_| Report {
+        kind: Kind::Host,
+        ..Report::usage("can not make up a name; pass --name".to_owned())
+    })
+}

@@ -1,0 +1,61 @@
+//! A persistent libvirt domain of an image.
+
+use crate::hypervisor::{DomainState, Hypervisor};
+use crate::instance::InstanceError;
+use crate::ops::instances;
+use crate::ops::prepare::{InstanceRequest, Prepared, prepare};
+use crate::ops::{Context, OpsError, Progress};
+
+/// What to do with an instance of the same name that is different.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfDifferent {
+    /// Leave it, and fail.
+    Fail,
+    /// Remove it first, if it does not run.
+    Replace,
+}
+
+/// Whether to start what was defined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// Only define it.
+    Nothing,
+    /// Start it, unless it runs already.
+    Start,
+}
+
+/// Makes the instance and defines its domain. The same again changes nothing; after a crash
+/// between any two steps, repeating it completes the rest.
+pub async fn define(
+    context: &Context<'_>,
+    request: &InstanceRequest,
+    hypervisor: &dyn Hypervisor,
+    if_different: IfDifferent,
+    then: Then,
+) -> Result<(Prepared, DomainState), OpsError> {
+    let prepared = match prepare(context, request, Some(hypervisor)).await {
+        Err(OpsError::Instance(InstanceError::Different { .. }))
+            if if_different == IfDifferent::Replace =>
+        {
+            instances::remove(context, &request.name, instances::IfRunning::Fail).await?;
+            prepare(context, request, Some(hypervisor)).await?
+        }
+        result => result?,
+    };
+    let spec = &prepared.record.spec;
+    if let Err(error) = hypervisor.define(spec).await {
+        if prepared.is_new {
+            context.instances.remove(&spec.name)?;
+            context.store.unpin(spec.name.as_str())?;
+        }
+        return Err(error.into());
+    }
+    let state = hypervisor.state(spec).await?;
+    if then == Then::Start && state != DomainState::Running {
+        hypervisor.start(spec).await?;
+        (context.report)(Progress::Started(spec.name.clone()));
+        let state = hypervisor.state(spec).await?;
+        return Ok((prepared, state));
+    }
+    Ok((prepared, state))
+}

@@ -1,0 +1,194 @@
+//! Blobs from a source into the store: several at once, each hashed and written on a thread of its
+//! own while the next bytes arrive, resumed where a connection broke.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{StreamExt, TryStreamExt};
+use tokio::sync::mpsc;
+
+use crate::oci::{Descriptor, Digest};
+use crate::ops::{Context, OpsError, Progress, blocking};
+use crate::source::{BlobStream, Source, SourceError};
+use crate::store::{Claim, Ingest, Lease, StoreError};
+
+/// Blobs that are fetched at the same time.
+const PARALLEL: usize = 3;
+/// Pieces of a stream that may wait for the disk.
+const QUEUE: usize = 16;
+/// Breaks of a connection that are mended without a byte of progress between them.
+const MAX_BREAKS: u32 = 4;
+/// First pause after a break; doubled each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+
+/// A blob to fetch and what it is for.
+#[derive(Debug, Clone)]
+pub(super) struct Item {
+    /// What it must turn out to be.
+    pub descriptor: Descriptor,
+    /// What it is for, for people.
+    pub label: String,
+}
+
+/// Fetches what the store lacks of `items`. Returns the digests that are new.
+pub(super) async fn fetch(
+    context: &Context<'_>,
+    source: &dyn Source,
+    lease: &Arc<Lease>,
+    items: Vec<Item>,
+) -> Result<Vec<Digest>, OpsError> {
+    let new: Vec<Option<Digest>> = futures_util::stream::iter(items)
+        .map(|item| fetch_one(context, source, lease, item))
+        .buffer_unordered(PARALLEL)
+        .try_collect()
+        .await?;
+    Ok(new.into_iter().flatten().collect())
+}
+
+async fn fetch_one(
+    context: &Context<'_>,
+    source: &dyn Source,
+    lease: &Arc<Lease>,
+    item: Item,
+) -> Result<Option<Digest>, OpsError> {
+    let digest = item.descriptor.digest;
+    // A partial that an earlier fetch left may be wrong: then, once, everything is fetched anew.
+    for _ in 0..2 {
+        let Some(ingest) = claim(lease, &item.descriptor).await? else {
+            return Ok(None);
+        };
+        let resumed = ingest.is_resumed();
+        (context.report)(Progress::BlobStart {
+            blob: digest,
+            label: item.label.clone(),
+            size_bytes: item.descriptor.size,
+            offset_bytes: ingest.offset(),
+        });
+        let ingest = receive(context, source, ingest).await?;
+        match blocking(move || ingest.commit()).await {
+            Ok(_) => {
+                (context.report)(Progress::BlobDone { blob: digest });
+                return Ok(Some(digest));
+            }
+            Err(OpsError::Store(StoreError::Content { .. })) if resumed => {
+                let reason = "what an earlier fetch left was wrong".to_owned();
+                (context.report)(Progress::BlobRetry {
+                    blob: digest,
+                    reason,
+                });
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    unreachable!("the second round starts with nothing, so its result is final")
+}
+
+async fn claim(lease: &Arc<Lease>, blob: &Descriptor) -> Result<Option<Box<Ingest>>, OpsError> {
+    let (lease, blob) = (Arc::clone(lease), blob.clone());
+    Ok(match blocking(move || lease.claim(&blob)).await? {
+        Claim::Present(_) => None,
+        Claim::Missing(ingest) => Some(ingest),
+    })
+}
+
+/// Receives all bytes of a blob, however often the connection breaks.
+async fn receive(
+    context: &Context<'_>,
+    source: &dyn Source,
+    mut ingest: Box<Ingest>,
+) -> Result<Box<Ingest>, OpsError> {
+    let expected = ingest.expected().clone();
+    let mut breaks = 0;
+    while ingest.offset() < expected.size {
+        let before = ingest.offset();
+        let broken = match source.blob(&expected, before).await {
+            Err(error) => Some(Received::Source(error)),
+            Ok(stream) => {
+                if stream.offset != before {
+                    ingest = blocking(move || ingest.restart().map(|()| ingest)).await?;
+                }
+                let (back, result) = write_down(context, stream, ingest).await?;
+                ingest = back;
+                result.err()
+            }
+        };
+        let error = match broken {
+            Some(Received::Source(error)) if error.is_retryable() => OpsError::from(error),
+            // Wrong bytes, and bytes that nobody may have, are not worth a second try.
+            Some(Received::Source(error)) => {
+                blocking(move || ingest.discard()).await?;
+                return Err(error.into());
+            }
+            Some(Received::Store(error)) => {
+                blocking(move || ingest.discard()).await?;
+                return Err(error.into());
+            }
+            None if ingest.offset() == expected.size => break,
+            None => OpsError::from(StoreError::TooShort {
+                blob: expected.digest,
+                expected_bytes: expected.size,
+                actual_bytes: ingest.offset(),
+            }),
+        };
+        breaks = if ingest.offset() > before {
+            0
+        } else {
+            breaks + 1
+        };
+        if breaks >= MAX_BREAKS {
+            blocking(move || ingest.abandon()).await?;
+            return Err(error);
+        }
+        (context.report)(Progress::BlobRetry {
+            blob: expected.digest,
+            reason: error.to_string(),
+        });
+        tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(breaks)).await;
+    }
+    Ok(ingest)
+}
+
+/// What ended a stream before its time.
+enum Received {
+    Source(SourceError),
+    Store(StoreError),
+}
+
+/// Hands the stream's bytes to a thread that hashes and writes them. Gives the ingest back in any
+/// case.
+async fn write_down(
+    context: &Context<'_>,
+    mut stream: BlobStream,
+    ingest: Box<Ingest>,
+) -> Result<(Box<Ingest>, Result<(), Received>), OpsError> {
+    let blob = ingest.expected().digest;
+    let (sender, mut receiver) = mpsc::channel::<bytes::Bytes>(QUEUE);
+    let writer = tokio::task::spawn_blocking(move || {
+        let mut ingest = ingest;
+        while let Some(bytes) = receiver.blocking_recv() {
+            if let Err(error) = ingest.write(&bytes) {
+                return (ingest, Err(error));
+            }
+        }
+        (ingest, Ok(()))
+    });
+    let mut received = Ok(());
+    while let Some(bytes) = stream.bytes.next().await {
+        match bytes {
+            Ok(bytes) => {
+                let count = bytes.len() as u64;
+                if sender.send(bytes).await.is_err() {
+                    break;
+                }
+                (context.report)(Progress::BlobBytes { blob, count });
+            }
+            Err(error) => {
+                received = Err(Received::Source(error));
+                break;
+            }
+        }
+    }
+    drop(sender);
+    let (ingest, written) = writer.await?;
+    Ok((ingest, written.map_err(Received::Store).and(received)))
+}

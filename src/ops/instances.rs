@@ -1,0 +1,138 @@
+//! The instances: list, start, stop, remove.
+
+use std::time::Duration;
+
+use crate::domain::DomainName;
+use crate::files::Wait;
+use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop, qemu};
+use crate::instance::{InstanceError, Record};
+use crate::ops::run::forget;
+use crate::ops::{Context, OpsError, Progress, blocking};
+
+/// How long a guest may take to power off on request.
+pub const GRACE: Duration = Duration::from_secs(60);
+
+/// An instance and what it does.
+#[derive(Debug)]
+pub struct Listed {
+    /// What it is.
+    pub record: Record,
+    /// What it does; the reason where that can not be told.
+    pub state: Result<DomainState, HypervisorError>,
+}
+
+/// What to do with an instance that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfRunning {
+    /// Leave it, and fail.
+    Fail,
+    /// Pull its plug.
+    Stop,
+}
+
+/// All instances.
+pub async fn list(context: &Context<'_>) -> Result<Vec<Listed>, OpsError> {
+    let mut listed = Vec::new();
+    for name in context.instances.names()? {
+        // It may have been removed since.
+        if let Some(record) = context.instances.find(&name)? {
+            let state = state(context, &record).await;
+            listed.push(Listed { record, state });
+        }
+    }
+    Ok(listed)
+}
+
+async fn state(context: &Context<'_>, record: &Record) -> Result<DomainState, HypervisorError> {
+    match &record.hypervisor {
+        Some(name) => (context.open_hypervisor)(name)?.state(&record.spec).await,
+        None => Ok(DomainState::Unknown),
+    }
+}
+
+/// The instance `name` and the hypervisor that runs it.
+pub fn find(
+    context: &Context<'_>,
+    name: &DomainName,
+) -> Result<(Record, Box<dyn Hypervisor>), OpsError> {
+    let record = context.instances.get(name)?;
+    let Some(hypervisor) = &record.hypervisor else {
+        let name = name.clone();
+        return Err(OpsError::NoHypervisor { name });
+    };
+    let hypervisor = (context.open_hypervisor)(hypervisor)?;
+    Ok((record, hypervisor))
+}
+
+/// Starts an instance; one that runs already is left alone.
+pub async fn start(context: &Context<'_>, name: &DomainName) -> Result<Record, OpsError> {
+    let (instances, locked) = (context.instances.clone(), name.clone());
+    let _lock = blocking(move || instances.lock(&locked, Wait::ForEver)).await?;
+    let (record, hypervisor) = find(context, name)?;
+    // A crash may have come between the instance and its definition.
+    if hypervisor.state(&record.spec).await? == DomainState::Unknown {
+        hypervisor.define(&record.spec).await?;
+    }
+    if hypervisor.state(&record.spec).await? != DomainState::Running {
+        hypervisor.start(&record.spec).await?;
+        (context.report)(Progress::Started(name.clone()));
+    }
+    Ok(record)
+}
+
+/// Stops an instance; one that does not run is left alone.
+pub async fn stop(context: &Context<'_>, name: &DomainName, how: Stop) -> Result<Record, OpsError> {
+    let (record, hypervisor) = find(context, name)?;
+    hypervisor.stop(&record.spec, how).await?;
+    Ok(record)
+}
+
+/// Removes an instance: domain, directory, pin. Whatever a crash left of it is removed as well.
+pub async fn remove(
+    context: &Context<'_>,
+    name: &DomainName,
+    if_running: IfRunning,
+) -> Result<(), OpsError> {
+    let (instances, locked) = (context.instances.clone(), name.clone());
+    let _lock = blocking(move || instances.lock(&locked, Wait::ForEver)).await?;
+    let Some(record) = context.instances.find(name)? else {
+        let pins = context.store.pins()?;
+        if pins.iter().any(|(pinned, _)| pinned == name.as_str()) {
+            return Ok(context.store.unpin(name.as_str())?);
+        }
+        return Err(InstanceError::None { name: name.clone() }.into());
+    };
+    if let Some(hypervisor) = &record.hypervisor {
+        let hypervisor = (context.open_hypervisor)(hypervisor)?;
+        let state = hypervisor.state(&record.spec).await?;
+        match (state, if_running) {
+            (DomainState::Unknown | DomainState::Stopped, _) => {}
+            (_, IfRunning::Fail) => {
+                return Err(OpsError::StillRunning { name: name.clone() });
+            }
+            (_, IfRunning::Stop) => hypervisor.stop(&record.spec, Stop::Force).await?,
+        }
+        hypervisor.undefine(&record.spec).await?;
+    }
+    forget(context, name)
+}
+
+/// Removes the ephemeral instances whose `run` was killed and whose VM has stopped since.
+pub(super) async fn sweep(context: &Context<'_>) -> Result<(), OpsError> {
+    for name in context.instances.names()? {
+        // A damaged record is reported by whoever asks for that instance.
+        let Ok(Some(record)) = context.instances.find(&name) else {
+            continue;
+        };
+        if !record.ephemeral || record.hypervisor.as_deref() != Some(qemu::NAME) {
+            continue;
+        }
+        let Some(_run) = context.instances.lock_run(&name)? else {
+            continue;
+        };
+        if qemu::Qemu.state(&record.spec).await? == DomainState::Stopped {
+            forget(context, &name)?;
+        }
+    }
+    Ok(())
+}

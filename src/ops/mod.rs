@@ -1,0 +1,184 @@
+//! The use cases, one file a verb or a step that several verbs share. They join the edges, print
+//! nothing, and tell what happens through [`Progress`].
+
+pub mod build;
+pub mod console;
+pub mod define;
+mod fetch;
+pub mod images;
+pub mod instances;
+pub mod prepare;
+pub mod progress;
+pub mod pull;
+pub mod push;
+pub mod resolve;
+pub mod run;
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+
+use crate::boot::PlanError;
+use crate::domain::WordError;
+use crate::files::FileError;
+use crate::firmware::FirmwareError;
+use crate::host::Host;
+use crate::hypervisor::{Hypervisor, HypervisorError};
+use crate::image::config::ConfigError;
+use crate::image::{ImageError, SelectError};
+use crate::instance::{InstanceError, Instances};
+use crate::oci::DocumentError;
+use crate::source::{SourceError, SourceOptions};
+use crate::stage::StageError;
+use crate::store::{Store, StoreError};
+
+pub use progress::Progress;
+
+/// Opens the hypervisor that a record names: `qemu`, or a libvirt URI.
+pub type OpenHypervisor<'a> =
+    &'a (dyn Fn(&str) -> Result<Box<dyn Hypervisor>, HypervisorError> + Send + Sync);
+
+/// What every use case works with.
+pub struct Context<'a> {
+    /// The store.
+    pub store: Store,
+    /// The instances of the store.
+    pub instances: Instances,
+    /// How sources are reached.
+    pub sources: SourceOptions,
+    /// Facts of this host.
+    pub host: Host,
+    /// Where firmware descriptors are, the strongest directory first.
+    pub firmware_directories: Vec<PathBuf>,
+    /// The time, in seconds since 1970.
+    pub now: u64,
+    /// Opens hypervisors by name.
+    pub open_hypervisor: OpenHypervisor<'a>,
+    /// Hears what happens.
+    pub report: &'a (dyn Fn(Progress) + Send + Sync),
+}
+
+impl std::fmt::Debug for Context<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Context of {}", self.store.root().display())
+    }
+}
+
+/// Why a use case failed.
+#[derive(Debug, Error)]
+pub enum OpsError {
+    /// The source failed.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// An index or manifest is not one.
+    #[error(transparent)]
+    Document(#[from] DocumentError),
+    /// A manifest is no image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// No single manifest is meant.
+    #[error(transparent)]
+    Select(#[from] SelectError),
+    /// The config is not readable.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no way to boot it.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The VM's files could not be made.
+    #[error(transparent)]
+    Stage(#[from] StageError),
+    /// The instance could not be made, read or removed.
+    #[error(transparent)]
+    Instance(#[from] InstanceError),
+    /// The hypervisor failed.
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    /// There is no firmware.
+    #[error(transparent)]
+    Firmware(#[from] FirmwareError),
+    /// A file could not be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A word is not what it should be.
+    #[error(transparent)]
+    Word(#[from] WordError),
+    /// KVM was asked for and is of no use.
+    #[error("KVM can not be used: {reason}")]
+    NoKvm {
+        /// Why not.
+        reason: String,
+    },
+    /// A config or command line blob that is larger than any.
+    #[error("blob {blob} is a {role} of {size_bytes} bytes, more than {limit_bytes}")]
+    MetadataTooLarge {
+        /// The blob.
+        blob: crate::oci::Digest,
+        /// What it is for.
+        role: &'static str,
+        /// Its size.
+        size_bytes: u64,
+        /// The limit.
+        limit_bytes: u64,
+    },
+    /// An instance that must be stopped first.
+    #[error("instance {name} is running")]
+    StillRunning {
+        /// Its name.
+        name: crate::domain::DomainName,
+    },
+    /// An instance that was only prepared has no hypervisor to start or stop it.
+    #[error("instance {name} was prepared for another program, which runs it")]
+    NoHypervisor {
+        /// Its name.
+        name: crate::domain::DomainName,
+    },
+    /// An image that is to be pushed is not whole.
+    #[error("image {reference} is not whole here: {missing} is missing")]
+    NotWhole {
+        /// The image.
+        reference: crate::oci::Reference,
+        /// What is missing.
+        missing: crate::oci::Digest,
+    },
+    /// A file with a command line that no kernel takes.
+    #[error("the command line in {path} is not usable")]
+    CommandLineFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: crate::boot::CommandLineError,
+    },
+    /// An internal task ended without a result.
+    #[error("a task of ironboot's own ended unexpectedly")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+impl OpsError {
+    /// Tells whether the same call may succeed later, without anybody changing anything.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::Source(error) => error.is_retryable(),
+            Self::Hypervisor(HypervisorError::Connect { .. })
+            | Self::Instance(InstanceError::Busy { .. }) => true,
+            _ => false,
+        }
+    }
+}
+
+/// Runs blocking work on a thread of its own.
+pub(crate) async fn blocking<T, E>(
+    work: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Result<T, OpsError>
+where
+    T: Send + 'static,
+    E: Send + 'static,
+    OpsError: From<E>,
+{
+    Ok(tokio::task::spawn_blocking(work).await??)
+}

@@ -1,0 +1,317 @@
+//! A pulled image into an instance: the files that a VM opens, under a name.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+
+use crate::boot::{BootMethod, BootPlan, PlanError};
+use crate::domain::{Accelerator, DomainName, DomainSpec, Machine, Memory, Nic, Provenance, Uuid};
+use crate::files::{FileError, Lock, Wait};
+use crate::firmware::{self, FirmwareFiles};
+use crate::hypervisor::{Hypervisor, Owner};
+use crate::image::Selected;
+use crate::instance::{InstanceError, Record};
+use crate::oci::Digest;
+use crate::ops::pull::{self, Extent};
+use crate::ops::resolve::{ImageRequest, resolve};
+use crate::ops::{Context, OpsError, Progress, blocking};
+use crate::stage::{self, GuestFile, Inspected, Parts, StagedBoot};
+
+/// The machine that is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MachineRequest {
+    /// Number of virtual CPUs.
+    pub cpus: NonZeroU32,
+    /// Guest memory.
+    pub memory: Memory,
+    /// Size of the disk in bytes, if it is to be larger than the image's.
+    pub disk_size_bytes: Option<u64>,
+    /// KVM or TCG; none leaves the choice to the host.
+    pub accelerator: Option<Accelerator>,
+    /// The network card.
+    pub nic: Option<Nic>,
+    /// What the guest is given.
+    pub guest_files: Vec<GuestFile>,
+    /// Whether a command line without `console=` gets one for the serial port.
+    pub ensure_console: bool,
+}
+
+/// What to make of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InstanceRequest {
+    /// The name.
+    pub name: DomainName,
+    /// The image.
+    pub image: ImageRequest,
+    /// The machine.
+    pub machine: MachineRequest,
+    /// Whether it goes away with the `run` that made it.
+    pub ephemeral: bool,
+}
+
+/// An instance that is ready.
+#[derive(Debug)]
+pub struct Prepared {
+    /// What it is.
+    pub record: Record,
+    /// How it boots.
+    pub plan: BootPlan,
+    /// The image and what was passed over for it.
+    pub selected: Selected,
+    /// Bytes that were fetched for it.
+    pub fetched_bytes: u64,
+    /// Whether it was made now, or was there.
+    pub is_new: bool,
+    /// Held against everybody else who would make or remove it.
+    pub lock: Lock,
+}
+
+/// Pulls the image and makes the instance; one that is there and the same is left as it is.
+///
+/// Errors if one of that name is there and different.
+pub async fn prepare(
+    context: &Context<'_>,
+    request: &InstanceRequest,
+    hypervisor: Option<&dyn Hypervisor>,
+) -> Result<Prepared, OpsError> {
+    let (instances, name) = (context.instances.clone(), request.name.clone());
+    let lock = blocking(move || instances.lock(&name, Wait::ForEver)).await?;
+    let machine = Machine::try_from(&request.image.wanted.architecture)?;
+    let mut resolved = resolve(context, &request.image).await?;
+    if request.machine.ensure_console {
+        add_console(context, &mut resolved.plan, machine)?;
+    }
+    let architecture = &request.image.wanted.architecture;
+    let pulled = pull::pull_resolved(context, resolved, architecture, Extent::Needed).await?;
+    let plan = pulled.plan?;
+    let firmware = find_firmware(context, &plan, machine)?;
+    let parts = Parts {
+        plan: &plan,
+        inspected: &pulled.inspected,
+        firmware: firmware.as_ref(),
+        disk_size_bytes: request.machine.disk_size_bytes,
+        guest_files: &request.machine.guest_files,
+    };
+    let spec = specify(context, request, &parts, machine)?;
+    let record = Record {
+        schema_version: 1,
+        spec,
+        hypervisor: hypervisor.map(Hypervisor::name),
+        ephemeral: request.ephemeral,
+    };
+    let present = context.instances.find(&request.name)?;
+    if let Some(difference) = present
+        .as_ref()
+        .and_then(|present| difference(present, &record))
+    {
+        let name = request.name.clone();
+        return Err(InstanceError::Different { name, difference }.into());
+    }
+    let is_new = present.is_none();
+    if is_new {
+        let owner = match hypervisor {
+            Some(hypervisor) => hypervisor.file_owner().await?,
+            None => None,
+        };
+        let digests = pinned(&pulled.top.digest, &plan);
+        make(
+            context,
+            &record,
+            &request.machine.guest_files,
+            owner,
+            digests,
+        )?;
+    }
+    Ok(Prepared {
+        record,
+        plan,
+        selected: pulled.selected,
+        fetched_bytes: pulled.fetched_bytes,
+        is_new,
+        lock,
+    })
+}
+
+/// Says what [`prepare`] would make, without making it.
+pub async fn describe(
+    context: &Context<'_>,
+    request: &InstanceRequest,
+) -> Result<(BootPlan, DomainSpec), OpsError> {
+    let machine = Machine::try_from(&request.image.wanted.architecture)?;
+    let mut resolved = resolve(context, &request.image).await?;
+    if request.machine.ensure_console {
+        add_console(context, &mut resolved.plan, machine)?;
+    }
+    let plan = resolved.plan?;
+    let firmware = find_firmware(context, &plan, machine)?;
+    let inspected = look(context, &plan, request)?;
+    let parts = Parts {
+        plan: &plan,
+        inspected: &inspected,
+        firmware: firmware.as_ref(),
+        disk_size_bytes: request.machine.disk_size_bytes,
+        guest_files: &request.machine.guest_files,
+    };
+    let spec = specify(context, request, &parts, machine)?;
+    Ok((plan, spec))
+}
+
+/// Inspects the blobs if they are all here, and presumes what they are if not.
+fn look(
+    context: &Context<'_>,
+    plan: &BootPlan,
+    request: &InstanceRequest,
+) -> Result<Inspected, OpsError> {
+    let blobs = plan.method.blobs();
+    if !blobs.iter().all(|blob| context.store.seems_to_have(blob)) {
+        return Ok(stage::presume(plan));
+    }
+    let lease = context.store.lease(blobs.iter().map(|blob| blob.digest))?;
+    let architecture = &request.image.wanted.architecture;
+    Ok(stage::inspect(plan, architecture, &lease)?)
+}
+
+/// Adds a `console=` for the serial port where the command line of direct boot has none.
+fn add_console(
+    context: &Context<'_>,
+    plan: &mut Result<BootPlan, PlanError>,
+    machine: Machine,
+) -> Result<(), PlanError> {
+    if let Ok(plan) = plan
+        && let BootMethod::Direct(direct) = &mut plan.method
+        && !direct.command_line.has_parameter("console")
+    {
+        let parameter = format!("console={}", machine.serial_console());
+        let words = parameter.parse().map_err(PlanError::Append)?;
+        direct.command_line = direct
+            .command_line
+            .append(&words)
+            .map_err(PlanError::Append)?;
+        (context.report)(Progress::ConsoleAdded { parameter });
+    }
+    Ok(())
+}
+
+fn find_firmware(
+    context: &Context<'_>,
+    plan: &BootPlan,
+    machine: Machine,
+) -> Result<Option<FirmwareFiles>, OpsError> {
+    match plan.method {
+        BootMethod::Direct(_) => Ok(None),
+        BootMethod::Disk { .. } => Ok(Some(firmware::find(
+            &context.firmware_directories,
+            machine,
+        )?)),
+    }
+}
+
+/// The complete VM.
+fn specify(
+    context: &Context<'_>,
+    request: &InstanceRequest,
+    parts: &Parts<'_>,
+    machine: Machine,
+) -> Result<DomainSpec, OpsError> {
+    let name = request.name.clone();
+    let directory = context.instances.directory(&name);
+    let staged = stage::describe(parts, &context.store, &directory)?;
+    let StagedBoot {
+        boot,
+        disks,
+        fw_cfg,
+    } = staged;
+    let choice = context
+        .host
+        .accelerator(machine, request.machine.accelerator)
+        .map_err(|reason| OpsError::NoKvm { reason })?;
+    (context.report)(Progress::Accelerator(choice.clone()));
+    let image = &parts.plan.image;
+    Ok(DomainSpec {
+        uuid: Uuid::of(&format!("ironboot {}", directory.display())),
+        name,
+        machine,
+        accelerator: choice.accelerator,
+        cpus: request.machine.cpus,
+        memory: request.machine.memory,
+        boot,
+        disks,
+        nic: request.machine.nic.clone(),
+        fw_cfg,
+        directory,
+        provenance: Provenance {
+            reference: image.reference.to_string(),
+            index_digest: image.index_digest,
+            manifest_digest: image.manifest_digest,
+            method: parts.plan.method.name().to_string(),
+        },
+    })
+}
+
+/// What an instance keeps in the store: the documents and every blob that it boots with.
+fn pinned(top: &Digest, plan: &BootPlan) -> BTreeSet<Digest> {
+    plan.method
+        .blobs()
+        .iter()
+        .map(|blob| blob.digest)
+        .chain([
+            *top,
+            plan.image.manifest_digest,
+            plan.image.manifest.config.digest,
+        ])
+        .collect()
+}
+
+/// In what an instance that is there differs from the one that is wanted.
+fn difference(present: &Record, wanted: &Record) -> Option<&'static str> {
+    let (was, is) = (&present.spec, &wanted.spec);
+    if was == is && present.hypervisor == wanted.hypervisor {
+        return None;
+    }
+    let differences = [
+        (
+            was.provenance.manifest_digest != is.provenance.manifest_digest,
+            "it was made from another image",
+        ),
+        (
+            present.hypervisor != wanted.hypervisor,
+            "it belongs to another hypervisor",
+        ),
+        (was.boot != is.boot, "it boots otherwise"),
+        (was.disks != is.disks, "it has other disks"),
+        (true, "it is another machine"),
+    ];
+    differences
+        .iter()
+        .find(|(differs, _)| *differs)
+        .map(|(_, word)| *word)
+}
+
+/// Makes the instance: the pin first, so that its blobs stay, its directory last and in one step.
+fn make(
+    context: &Context<'_>,
+    record: &Record,
+    guest_files: &[GuestFile],
+    owner: Option<Owner>,
+    digests: BTreeSet<Digest>,
+) -> Result<(), OpsError> {
+    let name = &record.spec.name;
+    context.store.pin(name.as_str(), digests)?;
+    let result = (|| {
+        let draft = context.instances.draft()?;
+        let own = stage::create(&record.spec, guest_files, draft.path())?;
+        // A hypervisor that runs as another user reaches what it is told of, and lists nothing.
+        let mode = if owner.is_some() { 0o711 } else { 0o700 };
+        if let Some(Owner { uid, gid }) = owner {
+            for path in own {
+                std::os::unix::fs::chown(&path, Some(uid), Some(gid))
+                    .map_err(FileError::of("change the owner of", &path))?;
+            }
+        }
+        draft.commit(&context.instances, record, mode)?;
+        Ok(())
+    })();
+    if result.is_err() {
+        context.store.unpin(name.as_str())?;
+    }
+    result
+}

@@ -1,0 +1,56 @@
+//! What a use case tells while it works. The program draws it; the library prints nothing.
+
+use crate::domain::DomainName;
+use crate::host::AcceleratorChoice;
+use crate::oci::{Digest, Reference};
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Progress {
+    /// The index and manifests of an image are being read.
+    Resolving(Reference),
+    /// An image was chosen; so many bytes of it are to be fetched.
+    Fetching {
+        /// Sum of the sizes of the blobs that are not in the store, in bytes.
+        missing_bytes: u64,
+    },
+    /// A blob is being fetched; the first `offset_bytes` of it were there already.
+    BlobStart {
+        /// The blob.
+        blob: Digest,
+        /// What it is for.
+        label: String,
+        /// Its size.
+        size_bytes: u64,
+        /// What was there already.
+        offset_bytes: u64,
+    },
+    /// Bytes of a blob arrived, or went.
+    BlobBytes {
+        /// The blob.
+        blob: Digest,
+        /// How many since the last time.
+        count: u64,
+    },
+    /// The connection broke; what is missing is asked for again.
+    BlobRetry {
+        /// The blob.
+        blob: Digest,
+        /// What broke.
+        reason: String,
+    },
+    /// A blob is complete and verified.
+    BlobDone {
+        /// The blob.
+        blob: Digest,
+    },
+    /// The command line had no `console=`, so one was added.
+    ConsoleAdded {
+        /// The parameter that was added.
+        parameter: String,
+    },
+    /// What runs the guest's instructions, and why.
+    Accelerator(AcceleratorChoice),
+    /// A VM was started.
+    Started(DomainName),
+}
