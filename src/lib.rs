@@ -1,5 +1,7 @@
 //! ironboot turns an IronCore OCI image into a booted VM.
 
+#![deny(clippy::unwrap_used)]
+
 pub mod oci;
 pub mod image;
 pub mod content;

@@ -356,9 +356,10 @@ fn source(error: &SourceError) -> (Kind, Option<String>) {
             Kind::Unavailable,
             hint("pass --tls-verify=false if you trust the network to it"),
         ),
-        Error::RedirectRefused { .. } | Error::Protocol { .. } | Error::Rejected { .. } => {
-            (Kind::Unavailable, None)
-        }
+        Error::RegistryRefused { .. }
+        | Error::RedirectRefused { .. }
+        | Error::Protocol { .. }
+        | Error::Rejected { .. } => (Kind::Unavailable, None),
         Error::TooLarge { .. } | Error::LayoutJson { .. } | Error::NotAFile { .. } => {
             (Kind::InvalidImage, None)
         }

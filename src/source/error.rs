@@ -59,6 +59,15 @@ pub enum SourceError {
         /// What is wrong with its certificate or its handshake.
         reason: String,
     },
+    /// The registry itself is at an address where we do not go.
+    #[error("cannot go to registry {registry}")]
+    RegistryRefused {
+        /// Host and port of the registry.
+        registry: String,
+        /// Why we do not go there.
+        #[source]
+        reason: AddressRefusal,
+    },
     /// The registry sends us to an address where we do not go.
     #[error("{registry} redirects to {target}")]
     RedirectRefused {
@@ -281,6 +290,9 @@ pub enum AddressRefusal {
     /// This machine, though the registry is another one.
     #[error("it is this machine's own address")]
     Loopback,
+    /// A request with a body, or no request that the client repeats elsewhere.
+    #[error("such a redirect is not followed")]
+    NotFollowed,
     /// Too many in a row.
     #[error("it is redirect number {0}")]
     TooMany(usize),

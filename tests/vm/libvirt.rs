@@ -102,7 +102,6 @@ async fn a_vm_is_defined_started_and_forgotten() {
         Err(HypervisorError::Running { .. })
     ));
     fixture.vm.prints("IRONBOOT-OK").await;
-    let marker = started.elapsed();
     fixture.reaches(DomainState::Stopped).await;
 
     let printed = fixture.vm.printed();

@@ -1,7 +1,10 @@
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::symlink;
+use std::path::Path;
 
 use futures_util::TryStreamExt;
+use rustix::fs::{FileType, Mode};
 use tempfile::TempDir;
 
 use super::*;

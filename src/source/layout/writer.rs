@@ -12,7 +12,8 @@ use tempfile::NamedTempFile;
 use crate::oci::manifest::OCI_INDEX;
 use crate::oci::{Descriptor, Hasher};
 use crate::source::SourceError;
-use crate::source::layout::{NAME, io_error};
+use crate::source::layout::NAME;
+use crate::source::layout::directory::io_error;
 
 /// Bytes copied at a time.
 const PIECE_BYTES: usize = 1 << 20;

@@ -13,11 +13,39 @@ use crate::source::{AddressRefusal, TlsPolicy};
 /// Most redirects in a row.
 const MAX_REDIRECTS: usize = 5;
 
+/// The addresses of the registry at `host` (with its port), in the order in which they are tried,
+/// and the rules for where it may send us.
+///
+/// Plain HTTP is among them only on this machine, or where certificates do not matter.
+pub(super) fn registry(
+    host: &str,
+    tls: TlsPolicy,
+) -> Result<(Vec<Url>, AddressPolicy), AddressRefusal> {
+    let parse = |scheme: &str| {
+        let url = format!("{scheme}://{host}/v2/").parse();
+        url.map_err(|_| AddressRefusal::NoAddress)
+    };
+    let by_tls: Url = parse("https")?;
+    if address(&by_tls).is_some_and(is_link_local) {
+        return Err(AddressRefusal::LinkLocal);
+    }
+    let policy = AddressPolicy {
+        host: by_tls.host_str().unwrap_or_default().to_owned(),
+        registry_is_loopback: is_loopback(&by_tls),
+        tls,
+    };
+    let mut bases = vec![by_tls];
+    if policy.registry_is_loopback || tls == TlsPolicy::Insecure {
+        bases.push(parse("http")?);
+    }
+    Ok((bases, policy))
+}
+
 /// The rules for the addresses that a registry may send us to.
 #[derive(Debug, Clone)]
 pub(super) struct AddressPolicy {
     /// Host of the registry itself, which the user chose.
-    pub(super) registry_host: String,
+    host: String,
     /// Whether that is this machine.
     pub(super) registry_is_loopback: bool,
     /// Whether plain HTTP to other machines was allowed.
@@ -34,19 +62,6 @@ pub(super) struct Refused {
 }
 
 impl AddressPolicy {
-    pub(super) fn of(registry: &Url, tls: TlsPolicy) -> Self {
-        Self {
-            registry_host: registry.host_str().unwrap_or_default().to_owned(),
-            registry_is_loopback: is_loopback(registry),
-            tls,
-        }
-    }
-
-    /// Tells whether the registry itself may be spoken to by plain HTTP.
-    pub(super) fn plain_registry(&self) -> bool {
-        self.registry_is_loopback || self.tls == TlsPolicy::Insecure
-    }
-
     /// Decides whether to go to `target` when `from` says so.
     pub(super) fn check(&self, from: &Url, target: &Url) -> Result<(), AddressRefusal> {
         if !["https", "http"].contains(&target.scheme()) {
@@ -94,8 +109,8 @@ pub(super) fn shown(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
     url.set_fragment(None);
-    // Both fail only for addresses that can have neither.
-    if url.set_username("").and(url.set_password(None)).is_err() {
+    let has_user = !url.username().is_empty() || url.password().is_some();
+    if has_user && url.set_username("").and(url.set_password(None)).is_err() {
         return url.scheme().to_owned();
     }
     crate::oci::Printable(url.as_str()).to_string()
@@ -107,7 +122,7 @@ fn address(url: &Url) -> Option<IpAddr> {
     Some(address.to_canonical())
 }
 
-pub(super) fn is_loopback(url: &Url) -> bool {
+fn is_loopback(url: &Url) -> bool {
     match address(url) {
         Some(address) => is_own(address),
         None => url.host_str().is_some_and(is_localhost),
@@ -125,7 +140,7 @@ fn is_own(address: IpAddr) -> bool {
     address.is_loopback() || address.is_unspecified()
 }
 
-pub(super) fn is_link_local(address: IpAddr) -> bool {
+fn is_link_local(address: IpAddr) -> bool {
     match address.to_canonical() {
         IpAddr::V4(address) => address.is_link_local(),
         IpAddr::V6(address) => address.is_unicast_link_local(),
@@ -142,7 +157,7 @@ impl Resolve for Resolver {
         let policy = Arc::clone(&self.0);
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let chosen_by_user = name.as_str().eq_ignore_ascii_case(&policy.registry_host);
+            let chosen_by_user = name.as_str().eq_ignore_ascii_case(&policy.host);
             let own_allowed = policy.registry_is_loopback || chosen_by_user;
             let mut refusal = None;
             let allowed: Vec<_> = found
@@ -171,9 +186,37 @@ impl Resolve for Resolver {
 mod tests {
     use super::*;
 
-    fn check(registry: &str, tls: TlsPolicy, target: &str) -> Result<(), AddressRefusal> {
-        let registry: Url = registry.parse().unwrap();
-        AddressPolicy::of(&registry, tls).check(&registry, &target.parse().unwrap())
+    /// Whether the registry at `from` may send us to `target`.
+    fn check(from: &str, tls: TlsPolicy, target: &str) -> Result<(), AddressRefusal> {
+        let (_, host) = from.split_once("://").unwrap();
+        let (_, policy) = registry(host, tls).unwrap();
+        policy.check(&from.parse().unwrap(), &target.parse().unwrap())
+    }
+
+    #[test]
+    fn plain_http_is_tried_on_this_machine_or_where_it_was_allowed() {
+        let bases = |host: &str, tls| {
+            let bases = registry(host, tls).map(|(bases, _)| bases);
+            bases.map(|bases| bases.iter().map(Url::to_string).collect::<Vec<_>>())
+        };
+        let both = |host: &str| {
+            Ok(vec![
+                format!("https://{host}/v2/"),
+                format!("http://{host}/v2/"),
+            ])
+        };
+        for host in ["127.0.0.1:5000", "127.1.2.3", "localhost", "[::1]:5000"] {
+            assert_eq!(bases(host, TlsPolicy::Verify), both(host));
+        }
+        for host in ["10.0.0.1:5000", "registry.example", "localhost.example"] {
+            let by_tls = Ok(vec![format!("https://{host}/v2/")]);
+            assert_eq!(bases(host, TlsPolicy::Verify), by_tls);
+            assert_eq!(bases(host, TlsPolicy::Insecure), both(host));
+        }
+        for host in ["169.254.169.254", "[fe80::1]:5000"] {
+            let refused = Err(AddressRefusal::LinkLocal);
+            assert_eq!(bases(host, TlsPolicy::Insecure), refused);
+        }
     }
 
     #[test]
@@ -208,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_registry_of_this_machine_may_send_us_around_this_machine() {
-        let registry = "http://127.0.0.1:5000";
+        let from = "http://127.0.0.1:5000";
         for (tls, target, expected) in [
             (TlsPolicy::Verify, "http://127.0.0.1:9000/", Ok(())),
             (TlsPolicy::Verify, "https://storage.example/", Ok(())),
@@ -224,7 +267,7 @@ mod tests {
                 Err(AddressRefusal::LinkLocal),
             ),
         ] {
-            assert_eq!(check(registry, tls, target), expected, "{target}");
+            assert_eq!(check(from, tls, target), expected, "{target}");
         }
     }
 
@@ -234,5 +277,7 @@ mod tests {
             .parse()
             .unwrap();
         assert_eq!(shown(&url), "https://storage.example/blob");
+        let url: Url = "file:///etc/passwd".parse().unwrap();
+        assert_eq!(shown(&url), "file:///etc/passwd");
     }
 }

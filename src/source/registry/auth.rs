@@ -14,7 +14,8 @@ use tokio::sync::{Mutex, OnceCell};
 use crate::oci::Printable;
 use crate::source::credentials::Login;
 use crate::source::registry::address;
-use crate::source::registry::transport::{Transport, base};
+use crate::source::registry::challenge::{Challenge, challenges};
+use crate::source::registry::transport::Transport;
 use crate::source::{AddressRefusal, Credentials, SourceError, Unavailability, Violation};
 
 /// Largest answer of a token service.
@@ -30,9 +31,10 @@ pub(super) enum Access {
 /// What is known of the registry and of ourselves; asked for once, by whoever comes first.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// Host and port as typed, and as they are connected to.
+    /// Host and port as typed.
     registry: String,
-    host: String,
+    /// Addresses of the registry, in the order in which they are tried.
+    bases: Vec<Url>,
     repository: String,
     credentials: Credentials,
     endpoint: OnceCell<Endpoint>,
@@ -59,26 +61,16 @@ pub(super) struct Grant {
     number: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Challenge {
-    Bearer {
-        realm: String,
-        service: Option<String>,
-    },
-    Basic,
-    Other(String),
-}
-
 impl Session {
     pub(super) fn new(
         registry: String,
-        host: String,
+        bases: Vec<Url>,
         repository: String,
         credentials: Credentials,
     ) -> Self {
         Self {
             registry,
-            host,
+            bases,
             repository,
             credentials,
             endpoint: OnceCell::new(),
@@ -154,33 +146,33 @@ impl Session {
     }
 
     async fn probe(&self, transport: &Transport) -> Result<Endpoint, SourceError> {
-        let by_tls = match self.ping(transport, "https").await {
-            Err(error) if transport.policy.plain_registry() && may_be_plain(&error) => error,
-            result => return result,
-        };
-        match self.ping(transport, "http").await {
-            // Whoever answers TLS, and plain HTTP with an error, has its fault in the former.
-            Err(_) if matches!(by_tls, SourceError::Tls { .. }) => Err(by_tls),
-            result => result,
+        let mut failed = None;
+        for base in &self.bases {
+            match (self.ping(transport, base).await, failed) {
+                (Ok(endpoint), _) => return Ok(endpoint),
+                // Whoever answers TLS, and plain HTTP with an error, has its fault in the former.
+                (Err(_), Some(by_tls @ SourceError::Tls { .. })) => return Err(by_tls),
+                (Err(error), _) if !may_be_plain(&error) => return Err(error),
+                (Err(error), _) => failed = Some(error),
+            }
         }
+        Err(failed.unwrap_or_else(|| SourceError::RegistryRefused {
+            registry: self.registry.clone(),
+            reason: AddressRefusal::NoAddress,
+        }))
     }
 
-    async fn ping(&self, transport: &Transport, scheme: &str) -> Result<Endpoint, SourceError> {
-        let base = base(scheme, &self.host).ok_or_else(|| SourceError::RedirectRefused {
-            registry: self.registry.clone(),
-            target: self.host.clone(),
-            reason: AddressRefusal::LinkLocal,
-        })?;
+    async fn ping(&self, transport: &Transport, base: &Url) -> Result<Endpoint, SourceError> {
         let response = transport.send(transport.client.get(base.clone())).await?;
         match response.status() {
             StatusCode::UNAUTHORIZED => Ok(Endpoint {
-                base,
+                base: base.clone(),
                 challenges: challenges(response.headers()),
             }),
             // Some registries forbid or lack this page and serve all others; the rest of the
             // work will tell. A TLS port that got plain HTTP says 400.
             status if status != StatusCode::BAD_REQUEST => Ok(Endpoint {
-                base,
+                base: base.clone(),
                 challenges: Vec::new(),
             }),
             _ => Err(transport.unexpected(response).await),
@@ -298,16 +290,6 @@ impl Session {
     }
 }
 
-impl Challenge {
-    fn name(&self) -> &str {
-        match self {
-            Self::Bearer { .. } => "Bearer",
-            Self::Basic => "Basic",
-            Self::Other(name) => name,
-        }
-    }
-}
-
 /// Tells whether a failed TLS ping leaves room for a registry that speaks plain HTTP.
 fn may_be_plain(error: &SourceError) -> bool {
     match error {
@@ -319,35 +301,6 @@ fn may_be_plain(error: &SourceError) -> bool {
         }
         error => matches!(error, SourceError::Tls { .. }),
     }
-}
-
-/// The challenges of a 401, in their order. What cannot be parsed is none.
-fn challenges(headers: &HeaderMap) -> Vec<Challenge> {
-    let values = headers.get_all(header::WWW_AUTHENTICATE).iter();
-    let texts = values.filter_map(|value| value.to_str().ok());
-    texts.flat_map(parse_challenges).collect()
-}
-
-fn parse_challenges(text: &str) -> Vec<Challenge> {
-    let Ok(parsed) = http_auth::parse_challenges(text) else {
-        return vec![Challenge::Other(Printable(text).to_string())];
-    };
-    let challenges = parsed.iter().map(|challenge| {
-        let parameter = |name: &str| {
-            let mut found = challenge.params.iter();
-            let (_, value) = found.find(|(key, _)| key.eq_ignore_ascii_case(name))?;
-            Some(value.to_unescaped())
-        };
-        match (challenge.scheme, parameter("realm")) {
-            (scheme, Some(realm)) if scheme.eq_ignore_ascii_case("bearer") => Challenge::Bearer {
-                realm,
-                service: parameter("service"),
-            },
-            (scheme, _) if scheme.eq_ignore_ascii_case("basic") => Challenge::Basic,
-            (scheme, _) => Challenge::Other(Printable(scheme).to_string()),
-        }
-    });
-    challenges.collect()
 }
 
 /// Makes the header of a token service's answer.
@@ -372,36 +325,6 @@ fn bearer(body: &[u8]) -> Result<HeaderValue, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn challenges_are_read_in_their_usual_spellings() {
-        let bearer = |service: Option<&str>| Challenge::Bearer {
-            realm: "https://auth.example/token".to_owned(),
-            service: service.map(str::to_owned),
-        };
-        for (text, expected) in [
-            (
-                r#"Bearer realm="https://auth.example/token",service="registry""#,
-                vec![bearer(Some("registry"))],
-            ),
-            (
-                r#"bearer Service="a \"b\"", Realm="https://auth.example/token", scope="x""#,
-                vec![bearer(Some("a \"b\""))],
-            ),
-            (
-                r#"Basic realm="r", Bearer realm="https://auth.example/token""#,
-                vec![Challenge::Basic, bearer(None)],
-            ),
-            ("Bearer", vec![Challenge::Other("Bearer".to_owned())]),
-            (
-                r#"Negotiate abc="d""#,
-                vec![Challenge::Other("Negotiate".to_owned())],
-            ),
-            ("=,\"", vec![Challenge::Other("=,\"".to_owned())]),
-        ] {
-            assert_eq!(parse_challenges(text), expected, "{text}");
-        }
-    }
 
     #[test]
     fn a_token_is_a_token_or_nothing() {

@@ -8,6 +8,7 @@
 
 mod address;
 mod auth;
+mod challenge;
 mod push;
 mod transport;
 
@@ -25,7 +26,6 @@ use crate::source::{
     BlobStream, RawDocument, Source, SourceError, SourceOptions, Unavailability, Violation, Wanted,
 };
 
-use address::AddressPolicy;
 use auth::{Access, Session};
 pub use transport::Timeouts;
 use transport::{Transport, retrying};
@@ -41,6 +41,8 @@ pub struct Registry {
 
 impl Registry {
     /// Opens `image`; connects to nothing yet.
+    ///
+    /// Errors if the registry is at an address that nobody is to go to.
     pub fn open(image: RegistryReference, options: &SourceOptions) -> Result<Self, SourceError> {
         Self::open_with_timeouts(image, options, Timeouts::default())
     }
@@ -57,20 +59,18 @@ impl Registry {
         let host = oci_client::Reference::with_tag(registry.clone(), repository.clone(), "".into())
             .resolve_registry()
             .to_owned();
-        let policy = match format!("https://{host}/").parse() {
-            Ok(url) => AddressPolicy::of(&url, options.tls),
-            Err(_) => AddressPolicy {
-                registry_host: host.clone(),
-                registry_is_loopback: false,
-                tls: options.tls,
-            },
-        };
+        let (bases, policy) = address::registry(&host, options.tls).map_err(|reason| {
+            SourceError::RegistryRefused {
+                registry: registry.clone(),
+                reason,
+            }
+        })?;
         let transport = Transport::new(image.to_string(), registry.clone(), policy, timeouts)?;
         let credentials = options.credentials.clone();
         Ok(Self {
             image,
             transport: Arc::new(transport),
-            session: Session::new(registry, host, repository, credentials),
+            session: Session::new(registry, bases, repository, credentials),
         })
     }
 

@@ -106,10 +106,17 @@ impl Transport {
             let target = location.map_or("nowhere".into(), |to| {
                 String::from_utf8_lossy(to.as_bytes())
             });
+            let address = response.url().join(&target).ok();
+            let reason = match address.as_ref().map(Url::scheme) {
+                None => AddressRefusal::NoAddress,
+                Some("https" | "http") => AddressRefusal::NotFollowed,
+                Some(_) => AddressRefusal::Scheme,
+            };
+            let target = address.map_or_else(|| target.to_string(), |url| address::shown(&url));
             return Err(SourceError::RedirectRefused {
                 registry: self.registry.clone(),
                 target: Printable(&target).to_string(),
-                reason: AddressRefusal::Scheme,
+                reason,
             });
         }
         if is_passing(status) {
@@ -251,9 +258,7 @@ impl Transport {
         if find::<hyper::Error>(&error).is_some_and(hyper::Error::is_parse) {
             return self.protocol(Violation::Http(root()));
         }
-        // The TLS library's own errors travel as this kind of io error.
-        let io_kind = find::<io::Error>(&error).map(io::Error::kind);
-        if error.is_connect() && io_kind == Some(io::ErrorKind::InvalidData) {
+        if error.is_connect() && find::<io::Error>(&error).is_some_and(is_handshake) {
             return SourceError::Tls {
                 registry,
                 reason: root(),
@@ -275,6 +280,13 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 /// The first of an error's causes that is a `T`.
 fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     chain(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// Tells whether an io error of connecting is the TLS library's, which travels as invalid data,
+/// wrapped into other io errors that do not name it as their source.
+fn is_handshake(error: &io::Error) -> bool {
+    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+    error.kind() == io::ErrorKind::InvalidData || inner.is_some_and(is_handshake)
 }
 
 /// Does `attempt` until it succeeds, fails for good, or has been tried often enough.
@@ -361,14 +373,6 @@ impl Pace {
     }
 }
 
-/// Parses `https://` or `http://` and a registry's host and port.
-pub(super) fn base(scheme: &str, host: &str) -> Option<Url> {
-    let url: Url = format!("{scheme}://{host}/v2/").parse().ok()?;
-    let address = url.host_str()?.trim_matches(['[', ']']).parse().ok();
-    let refused = address.is_some_and(address::is_link_local);
-    (!refused).then_some(url)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -417,12 +421,5 @@ mod tests {
         assert_eq!(drops.filter(|slow| *slow).count(), 1);
         let mut pace = Pace::new(Duration::from_secs(30));
         assert!(!(0..60).any(|_| pace.is_too_slow(Duration::from_secs(1), 1024)));
-    }
-
-    #[test]
-    fn a_link_local_registry_is_not_gone_to() {
-        assert!(base("https", "169.254.169.254").is_none());
-        assert!(base("https", "registry.example:5000").is_some());
-        assert!(base("https", "127.0.0.1:5000").is_some());
     }
 }

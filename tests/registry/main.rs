@@ -1,0 +1,108 @@
+//! The `source` room against a scripted, hostile registry and against a real one.
+//!
+//! | file             | what it is about                                                 |
+//! |------------------|------------------------------------------------------------------|
+//! | `documents`      | indexes and manifests: limits, digests, where they are looked for |
+//! | `blobs`          | streams: sizes, parts, breaks                                    |
+//! | `connections`    | retries, redirects, timeouts, what is said about errors          |
+//! | `authentication` | challenges, realms, tokens, and where secrets go                 |
+//! | `real`           | Debian's `docker-registry`: push, then read back                 |
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
+#[path = "../support/hostile.rs"]
+mod hostile;
+#[path = "../support/registry.rs"]
+mod registry;
+
+mod documents;
+mod blobs;
+mod connections;
+mod authentication;
+mod real;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use ironboot::oci::{Descriptor, Reference};
+use ironboot::source::registry::{Registry, Timeouts};
+use ironboot::source::{Credentials, Source, SourceError, SourceOptions, TlsPolicy};
+
+use hostile::{Hostile, Reply, Request};
+
+/// An index of no entries.
+const INDEX: &[u8] = br#"{"schemaVersion":2,"manifests":[]}"#;
+
+/// A server that has `script` below `/v2/os/` and lets everybody in.
+fn serve(script: impl Fn(&str, &Request, usize) -> Reply + Send + Sync + 'static) -> Hostile {
+    Hostile::start(move |request, before| match request.path.as_str() {
+        "/v2/" => Reply::ok(b"{}"),
+        path => match path.strip_prefix("/v2/os/") {
+            Some(rest) => script(rest, request, before),
+            None => Reply::status(404),
+        },
+    })
+}
+
+/// Opens `os` with `rest` (`:1`, `@sha256:…`) at `address`.
+fn open(address: &str, rest: &str, options: &SourceOptions) -> Registry {
+    let Reference::Registry(image) = format!("{address}/os{rest}").parse().unwrap() else {
+        panic!("{address} is no registry");
+    };
+    let timeouts = Timeouts {
+        connect: Duration::from_secs(5),
+        read: Duration::from_millis(500),
+    };
+    Registry::open_with_timeouts(image, options, timeouts).unwrap()
+}
+
+/// The image `os:1` of a scripted server.
+fn image(server: &Hostile) -> Registry {
+    open(&server.address(), ":1", &SourceOptions::default())
+}
+
+/// Options of somebody who has a password for `registry`.
+fn login(registry: &str, user: &str, password: &str) -> SourceOptions {
+    use base64::Engine;
+    let auth = base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}"));
+    let directory = tempfile::tempdir().unwrap();
+    let file: PathBuf = directory.path().join("auth.json");
+    let json = format!(r#"{{"auths":{{"{registry}":{{"auth":"{auth}"}}}}}}"#);
+    std::fs::write(&file, json).unwrap();
+    SourceOptions {
+        tls: TlsPolicy::Verify,
+        credentials: Credentials::load(&[file]).unwrap(),
+    }
+}
+
+/// Reads a blob; the bytes that came before an error are returned beside it.
+async fn read(
+    source: &dyn Source,
+    blob: &Descriptor,
+    offset: u64,
+) -> (u64, Vec<u8>, Result<(), SourceError>) {
+    let mut stream = match source.blob(blob, offset).await {
+        Ok(stream) => stream,
+        Err(error) => return (0, Vec::new(), Err(error)),
+    };
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.bytes.next().await {
+        match piece {
+            Ok(piece) => bytes.extend_from_slice(&piece),
+            Err(error) => return (stream.offset, bytes, Err(error)),
+        }
+    }
+    (stream.offset, bytes, Ok(()))
+}
+
+/// An error and all its causes, as a person would see them.
+fn told(error: &SourceError) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(error) = cause {
+        text += &format!(": {error}");
+        cause = error.source();
+    }
+    text
+}
