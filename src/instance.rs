@@ -150,7 +150,8 @@ impl Instances {
         Ok(Lock::exclusive(&path, Wait::No)?)
     }
 
-    /// Removes the instance's directory; one that is not there is no error.
+    /// Removes the instance's directory and its lock file, whose lock the caller holds; what is
+    /// not there is no error.
     pub fn remove(&self, name: &DomainName) -> Result<(), InstanceError> {
         let gone = tempfile::Builder::new()
             .prefix(".gone-")
@@ -163,6 +164,7 @@ impl Instances {
             result => result.map_err(FileError::of("remove", &directory))?,
         }
         files::sync_dir(&self.root)?;
+        files::remove(&self.root.join(format!(".{name}.lock")))?;
         let path = gone.path().to_owned();
         Ok(gone.close().map_err(FileError::of("remove", &path))?)
     }

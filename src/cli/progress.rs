@@ -13,6 +13,9 @@ use crate::ops::Progress;
 /// How often a plain line is written for a blob that takes long.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
 
+/// A blob of so many bytes gets a line when it is done.
+const WORTH_A_LINE_BYTES: u64 = 1 << 20;
+
 /// How much is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Amount {
@@ -119,9 +122,11 @@ impl Drawing {
                     if let Some(bar) = &blob.bar {
                         bar.finish_and_clear();
                     }
-                    let seconds = blob.started.elapsed().as_secs_f64();
-                    let size = HumanBytes(blob.size_bytes);
-                    self.line(&format!("{}: {size} in {seconds:.1} s", blob.label));
+                    if blob.size_bytes >= WORTH_A_LINE_BYTES || self.amount == Amount::Verbose {
+                        let seconds = blob.started.elapsed().as_secs_f64();
+                        let size = HumanBytes(blob.size_bytes);
+                        self.line(&format!("{}: {size} in {seconds:.1} s", blob.label));
+                    }
                 }
             }
             Progress::ConsoleAdded { parameter } => {

@@ -302,7 +302,7 @@ async fn run_image(
         running = start => running.map_err(failed)?,
         number = terminal::any_signal() => return Ok(interrupted(number)),
     };
-    let record = running.prepared.record.clone();
+    let record = running.record.clone();
     let spec = &record.spec;
     if detach {
         let json = output::instance(&record, Some("running"));

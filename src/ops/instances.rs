@@ -127,6 +127,9 @@ pub(super) async fn sweep(context: &Context<'_>) -> Result<(), OpsError> {
         if !record.ephemeral || record.hypervisor.as_deref() != Some(qemu::NAME) {
             continue;
         }
+        let Ok(_lock) = context.instances.lock(&name, Wait::No) else {
+            continue;
+        };
         let Some(_run) = context.instances.lock_run(&name)? else {
             continue;
         };

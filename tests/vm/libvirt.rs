@@ -90,7 +90,6 @@ async fn a_vm_is_defined_started_and_forgotten() {
     libvirt.define(spec).await.unwrap();
     assert_eq!(fixture.state().await, DomainState::Stopped);
 
-    let started = Instant::now();
     libvirt.start(spec).await.unwrap();
     assert_eq!(fixture.state().await, DomainState::Running);
     assert!(matches!(
