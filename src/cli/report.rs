@@ -314,6 +314,13 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
             Kind::Unavailable,
             hint("start libvirtd, or use `ironboot run`, which needs no daemon"),
         ),
+        Error::Unreachable { directory, .. } => (
+            Kind::Host,
+            Some(format!(
+                "open it with `chmod o+x {}`, or pass --store",
+                directory.display()
+            )),
+        ),
         Error::ForeignDomain { .. } => (Kind::Conflict, hint("choose another name")),
         Error::Running { .. } | Error::NotRunning { .. } => (Kind::Conflict, None),
         Error::StopTimeout { .. } => (Kind::Timeout, hint("pull its plug with --force")),

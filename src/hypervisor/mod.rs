@@ -193,6 +193,14 @@ pub enum HypervisorError {
         /// What.
         what: &'static str,
     },
+    /// The hypervisor's user can not reach the VM's files.
+    #[error("the hypervisor runs as user {uid}, who may not pass through {directory}")]
+    Unreachable {
+        /// The directory that is closed.
+        directory: PathBuf,
+        /// The user.
+        uid: u32,
+    },
     /// A path that can not be written into an XML document or an option.
     #[error("path is not text that a hypervisor takes: {path}")]
     Path {

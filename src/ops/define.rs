@@ -1,6 +1,10 @@
 //! A persistent libvirt domain of an image.
 
-use crate::hypervisor::{DomainState, Hypervisor};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+use crate::domain::DomainSpec;
+use crate::hypervisor::{DomainState, Hypervisor, HypervisorError};
 use crate::instance::InstanceError;
 use crate::ops::instances;
 use crate::ops::prepare::{InstanceRequest, Prepared, prepare};
@@ -24,6 +28,33 @@ pub enum Then {
     Start,
 }
 
+/// Checks that the hypervisor's user can pass through every directory above the VM's files, which
+/// otherwise shows only at the start, and in the hypervisor's words.
+async fn reachable(spec: &DomainSpec, hypervisor: &dyn Hypervisor) -> Result<(), HypervisorError> {
+    let Some(owner) = hypervisor.file_owner().await? else {
+        return Ok(());
+    };
+    for directory in spec.directory.ancestors() {
+        let metadata = fs::metadata(directory).map_err(|source| HypervisorError::Io {
+            path: directory.to_owned(),
+            source,
+        })?;
+        let mode = metadata.mode();
+        let may_pass = match () {
+            () if metadata.uid() == owner.uid => mode & 0o100 != 0,
+            () if metadata.gid() == owner.gid => mode & 0o010 != 0,
+            () => mode & 0o001 != 0,
+        };
+        if !may_pass {
+            return Err(HypervisorError::Unreachable {
+                directory: directory.to_owned(),
+                uid: owner.uid,
+            });
+        }
+    }
+    Ok(())
+}
+
 /// Makes the instance and defines its domain. The same again changes nothing; after a crash
 /// between any two steps, repeating it completes the rest.
 pub async fn define(
@@ -43,7 +74,11 @@ pub async fn define(
         result => result?,
     };
     let spec = &prepared.record.spec;
-    if let Err(error) = hypervisor.define(spec).await {
+    let defined = match reachable(spec, hypervisor).await {
+        Ok(()) => hypervisor.define(spec).await,
+        Err(error) => Err(error),
+    };
+    if let Err(error) = defined {
         if prepared.is_new {
             context.instances.remove(&spec.name)?;
             context.store.unpin(spec.name.as_str())?;

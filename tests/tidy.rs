@@ -1,0 +1,302 @@
+//! The architecture as a test: who may import whom, what a pure room may not touch, and what keeps
+//! the tree easy to walk. The page that explains it is `src/lib.rs`.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Rooms in reading order, each with the rooms that it may import (besides itself).
+const ROOMS: &[(&str, &[&str])] = &[
+    ("oci", &[]),
+    ("image", &["oci"]),
+    ("boot", &["oci", "image"]),
+    ("domain", &["oci", "boot"]),
+    ("content", &["oci", "domain"]),
+    ("files", &[]),
+    ("source", &["oci", "files"]),
+    ("store", &["oci", "files"]),
+    ("host", &["oci", "domain"]),
+    ("firmware", &["domain", "files"]),
+    ("instance", &["oci", "domain", "files"]),
+    (
+        "stage",
+        &[
+            "oci", "boot", "content", "domain", "files", "store", "firmware",
+        ],
+    ),
+    ("hypervisor", &["oci", "domain", "files"]),
+    (
+        "ops",
+        &[
+            "oci",
+            "image",
+            "boot",
+            "content",
+            "domain",
+            "files",
+            "source",
+            "store",
+            "host",
+            "firmware",
+            "instance",
+            "stage",
+            "hypervisor",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "oci",
+            "image",
+            "boot",
+            "domain",
+            "files",
+            "source",
+            "store",
+            "host",
+            "firmware",
+            "instance",
+            "stage",
+            "hypervisor",
+            "ops",
+        ],
+    ),
+];
+
+/// Rooms of words: values in, values out.
+const WORDS: &[&str] = &["oci", "image", "boot", "domain", "content"];
+
+/// What a room of words has no business with.
+const OUTSIDE: &[&str] = &[
+    "std::fs",
+    "std::net",
+    "std::process",
+    "std::env",
+    "std::time::Instant",
+    "SystemTime",
+    "tokio::",
+    "reqwest::",
+    "rustix::",
+];
+
+/// A longer file wants to be two.
+const MAX_LINES: usize = 600;
+
+struct Source {
+    path: PathBuf,
+    room: String,
+    /// The code without comments and without its tests.
+    code: String,
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn rust_files(directory: &str) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    let mut todo = vec![root().join(directory)];
+    while let Some(directory) = todo.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                todo.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                files.push(path);
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The code of a file: no comments, and nothing from its `tests` module on.
+fn code(text: &str) -> String {
+    text.split("#[cfg(test)]\nmod tests")
+        .next()
+        .unwrap_or_default()
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .map(|line| format!("{line}\n"))
+        .collect()
+}
+
+fn sources() -> Vec<Source> {
+    let src = root().join("src");
+    rust_files("src")
+        .into_iter()
+        .filter(|path| {
+            // Code that is compiled for tests only may use what it likes.
+            !["tests.rs", "samples.rs"]
+                .iter()
+                .any(|name| path.ends_with(name))
+        })
+        .map(|path| {
+            let text = fs::read_to_string(&path).unwrap();
+            let inside = path.strip_prefix(&src).unwrap();
+            let first = inside.components().next().unwrap().as_os_str();
+            Source {
+                room: first.to_str().unwrap().trim_end_matches(".rs").to_owned(),
+                code: code(&text),
+                path,
+            }
+        })
+        .collect()
+}
+
+/// The rooms that `code` names by `crate::…`.
+fn imports(code: &str) -> BTreeSet<String> {
+    code.match_indices("crate::")
+        .map(|(at, word)| {
+            code[at + word.len()..]
+                .chars()
+                .take_while(|c| c.is_ascii_alphanumeric() || *c == '_')
+                .collect()
+        })
+        .collect()
+}
+
+fn fail_if_any(breaches: &[String]) {
+    assert!(breaches.is_empty(), "\n{}", breaches.join("\n"));
+}
+
+#[test]
+fn rooms_import_only_what_they_may() {
+    let mut breaches = Vec::new();
+    for source in sources() {
+        if ["lib", "main"].contains(&source.room.as_str()) {
+            continue;
+        }
+        let Some((_, may)) = ROOMS.iter().find(|(room, _)| *room == source.room) else {
+            breaches.push(format!(
+                "{}: room is not in the table",
+                source.path.display()
+            ));
+            continue;
+        };
+        for import in imports(&source.code) {
+            if import != source.room && !may.contains(&import.as_str()) {
+                let path = source.path.display();
+                breaches.push(format!("{path}: {} imports {import}", source.room));
+            }
+        }
+    }
+    fail_if_any(&breaches);
+}
+
+#[test]
+fn the_table_has_no_circle_of_edges_and_names_every_room() {
+    // Only these two words of one language may know each other's room.
+    let mutual: Vec<_> = ROOMS
+        .iter()
+        .flat_map(|(room, may)| may.iter().map(move |other| (*room, *other)))
+        .filter(|(room, other)| {
+            ROOMS
+                .iter()
+                .any(|(name, may)| name == other && may.contains(room))
+        })
+        .collect();
+    assert_eq!(mutual, []);
+    let lib = fs::read_to_string(root().join("src/lib.rs")).unwrap();
+    let declared: Vec<&str> = lib
+        .lines()
+        .filter_map(|line| line.strip_prefix("pub mod ")?.strip_suffix(';'))
+        .collect();
+    let rooms: Vec<&str> = ROOMS.iter().map(|(room, _)| *room).collect();
+    assert_eq!(declared, rooms, "src/lib.rs and the table here");
+}
+
+#[test]
+fn rooms_of_words_touch_nothing_outside() {
+    let mut breaches = Vec::new();
+    for source in sources() {
+        if !WORDS.contains(&source.room.as_str()) {
+            continue;
+        }
+        for outside in OUTSIDE {
+            if source.code.contains(outside) {
+                breaches.push(format!("{}: {outside}", source.path.display()));
+            }
+        }
+    }
+    fail_if_any(&breaches);
+}
+
+#[test]
+fn one_file_reads_the_environment_and_one_room_owns_the_streams() {
+    let mut breaches = Vec::new();
+    for source in sources() {
+        let path = source.path.display();
+        let is_environment = source.path.ends_with("cli/environment.rs");
+        for word in ["env::var", "env::vars", "var_os(", "env::home_dir"] {
+            if !is_environment && source.code.contains(word) {
+                breaches.push(format!("{path}: {word}"));
+            }
+        }
+        for word in ["stdout()", "stderr()", "stdin()", "clap::"] {
+            if source.room != "cli" && source.code.contains(word) {
+                breaches.push(format!("{path}: {word}"));
+            }
+        }
+        for word in ["println!", "eprintln!", "print!(", "process::exit"] {
+            if source.code.contains(word) {
+                breaches.push(format!("{path}: {word}"));
+            }
+        }
+    }
+    fail_if_any(&breaches);
+}
+
+#[test]
+fn no_file_is_too_long_and_none_is_left_out() {
+    let mut breaches = Vec::new();
+    for path in rust_files("src").into_iter().chain(rust_files("tests")) {
+        let text = fs::read_to_string(&path).unwrap();
+        let lines = text.lines().count();
+        if lines > MAX_LINES {
+            breaches.push(format!("{}: {lines} lines", path.display()));
+        }
+        let name = path.file_stem().unwrap().to_str().unwrap();
+        if ["lib", "main", "tidy"].contains(&name) {
+            continue;
+        }
+        // Declared by the file that owns the directory: mod.rs, main.rs, lib.rs, or the file of
+        // the directory's name.
+        let directory = path.parent().unwrap();
+        let (owner_directory, module) = if name == "mod" {
+            let module = directory.file_name().unwrap().to_str().unwrap();
+            (directory.parent().unwrap(), module)
+        } else {
+            (directory, name)
+        };
+        let owners = ["mod.rs", "main.rs", "lib.rs"]
+            .map(|file| owner_directory.join(file))
+            .into_iter()
+            .chain([owner_directory.with_extension("rs")]);
+        let declared = owners.into_iter().any(|owner| {
+            fs::read_to_string(owner).is_ok_and(|text| text.contains(&format!("mod {module};")))
+        });
+        let is_support = path.starts_with(root().join("tests/support"));
+        if !declared && !is_support {
+            breaches.push(format!("{}: no file declares it", path.display()));
+        }
+    }
+    fail_if_any(&breaches);
+}
+
+#[test]
+fn every_test_program_is_built() {
+    let manifest = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    for entry in fs::read_dir(root().join("tests")).unwrap() {
+        let path = entry.unwrap().path();
+        let main = if path.is_dir() {
+            path.join("main.rs")
+        } else {
+            path
+        };
+        if main.is_file() {
+            let main = main.strip_prefix(root()).unwrap().display().to_string();
+            assert!(manifest.contains(&format!("path = \"{main}\"")), "{main}");
+        }
+    }
+}
