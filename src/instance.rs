@@ -12,6 +12,7 @@
 //!                  .new-*                 being made, or left by a crash
 //!                  .gone-*                being removed, or left by a crash
 //!                  .<name>.lock           held by whoever makes or removes the instance
+//!                  .busy.lock             shared by all who do; exclusive to clear after a crash
 //! ```
 
 use std::fs;
@@ -49,6 +50,7 @@ pub struct Record {
 #[derive(Debug)]
 pub struct Draft {
     directory: tempfile::TempDir,
+    _busy: Option<Lock>,
 }
 
 /// Why an instance could not be made, read or removed.
@@ -136,12 +138,35 @@ impl Instances {
 
     /// Starts making an instance.
     pub fn draft(&self) -> Result<Draft, InstanceError> {
-        files::create_dir(&self.root, 0o711)?;
+        let _busy = self.busy()?;
         let directory = tempfile::Builder::new()
             .prefix(".new-")
             .tempdir_in(&self.root)
             .map_err(FileError::of("create a directory in", &self.root))?;
-        Ok(Draft { directory })
+        Ok(Draft { directory, _busy })
+    }
+
+    /// Says that a directory is being made or removed, so that nobody clears it away.
+    fn busy(&self) -> Result<Option<Lock>, InstanceError> {
+        files::create_dir(&self.root, 0o711)?;
+        Ok(Lock::shared(&self.root.join(".busy.lock"), Wait::ForEver)?)
+    }
+
+    /// Removes the directories that crashes have left half made or half removed.
+    pub fn clear(&self) -> Result<(), InstanceError> {
+        if !self.root.exists() {
+            return Ok(());
+        }
+        let Some(_nobody) = Lock::exclusive(&self.root.join(".busy.lock"), Wait::No)? else {
+            return Ok(());
+        };
+        for name in files::names(&self.root)? {
+            if name.starts_with(".new-") || name.starts_with(".gone-") {
+                let path = self.root.join(name);
+                fs::remove_dir_all(&path).map_err(FileError::of("remove", &path))?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes the lock of the `run` whose instance this is; none if one holds it.
@@ -153,6 +178,7 @@ impl Instances {
     /// Removes the instance's directory and its lock file, whose lock the caller holds; what is
     /// not there is no error.
     pub fn remove(&self, name: &DomainName) -> Result<(), InstanceError> {
+        let _busy = self.busy()?;
         let gone = tempfile::Builder::new()
             .prefix(".gone-")
             .tempdir_in(&self.root)
@@ -177,18 +203,15 @@ impl Draft {
         self.directory.path()
     }
 
-    /// Makes the instance appear under its name, with `mode` for its directory. Errors if there
-    /// is one of that name.
-    pub fn commit(
-        self,
-        instances: &Instances,
-        record: &Record,
-        mode: u32,
-    ) -> Result<(), InstanceError> {
+    /// Makes the instance appear under its name. Errors if there is one of that name.
+    ///
+    /// Its directory is 0711: a hypervisor that runs as another user reaches the files that it is
+    /// told of, if they are its own, and nobody lists them.
+    pub fn commit(self, instances: &Instances, record: &Record) -> Result<(), InstanceError> {
         let draft = self.path();
         let json = to_json(record, draft)?;
         files::replace(&draft.join("record.json"), &json, draft)?;
-        fs::set_permissions(draft, fs::Permissions::from_mode(mode))
+        fs::set_permissions(draft, fs::Permissions::from_mode(0o711))
             .map_err(FileError::of("set the mode of", draft))?;
         let name = &record.spec.name;
         let directory = instances.directory(name);
@@ -214,4 +237,24 @@ fn to_json(record: &Record, directory: &Path) -> Result<Vec<u8>, InstanceError> 
         path: directory.join("record.json"),
         source,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_crash_left_is_cleared_unless_somebody_is_busy() {
+        let directory = tempfile::tempdir().unwrap();
+        let instances = Instances::at(directory.path().join("instances"));
+        let draft = instances.draft().unwrap();
+        let half_removed = directory.path().join("instances/.gone-x");
+        fs::create_dir(&half_removed).unwrap();
+        instances.clear().unwrap();
+        assert!(draft.path().exists() && half_removed.exists());
+        drop(draft);
+        instances.clear().unwrap();
+        assert!(!half_removed.exists());
+        assert_eq!(instances.names().unwrap(), []);
+    }
 }

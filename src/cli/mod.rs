@@ -1,17 +1,20 @@
 //! The program: argv, environment, default paths, standard streams, exit codes. Nothing else
 //! touches these.
 //!
-//! `run` parses (args), looks up (environment), dispatches (verbs) and reports (report); what a
-//! person sees is made in text, progress and terminal, what a program sees in output.
+//! `run` parses (args), looks up (environment), makes requests of it (request), dispatches (verbs,
+//! image_verbs) and reports (report); what a person sees is made in text, progress and terminal,
+//! what a program sees in output.
 
 mod args;
 mod environment;
-mod output;
-mod progress;
-mod report;
-mod terminal;
-mod text;
+mod request;
 mod verbs;
+mod image_verbs;
+mod output;
+mod text;
+mod progress;
+mod terminal;
+mod report;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -48,6 +51,14 @@ struct Ended {
 }
 
 impl Ended {
+    /// Ended well, and everything is printed.
+    fn silently() -> Self {
+        Self {
+            output: Output::Nothing,
+            exit_code: 0,
+        }
+    }
+
     /// Ended well, with `text` or the fields of `json`.
     fn with(text: String, json: Value) -> Self {
         Self {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::oci::Digest;
+use crate::oci::{Digest, Printable};
 use crate::ops::Progress;
 
 /// How often a plain line is written for a blob that takes long.
@@ -140,6 +140,7 @@ impl Drawing {
                     self.line(&format!("accelerator {name}: {reason}"));
                 }
             }
+            Progress::HypervisorSaid(words) => self.line(&format!("QEMU: {}", Printable(&words))),
             Progress::Started(name) => {
                 if self.amount == Amount::Verbose {
                     self.line(&format!("started {name}"));

@@ -1,37 +1,27 @@
 //! One function a verb: from what was typed to a use case, and from its result to output.
 
+use std::io;
+
 use serde_json::json;
 
-use crate::boot::{BootOptions, CommandLine};
-use crate::cli::args::{
-    AccelWord, ChoiceArgs, Cli, FirmwareWord, ImageArgs, ImageVerb, MachineArgs, NetworkWord, Verb,
-};
+use crate::cli::args::{ChoiceArgs, Cli, ImageArgs, Verb};
 use crate::cli::progress::{Amount, Drawing};
-use crate::cli::report::{Kind, Report};
+use crate::cli::report::Report;
+use crate::cli::request::{forward, generated_name, image_request, instance_request};
 use crate::cli::terminal::{self, Left, Sink};
-use crate::cli::{Ended, Output, environment, open_hypervisor, output, text};
-use crate::domain::{Accelerator, DomainName, DomainSpec, Forward, Nic};
-use crate::files;
+use crate::cli::{Ended, Output, environment, image_verbs, open_hypervisor, output, text};
+use crate::domain::{DomainName, DomainSpec};
 use crate::host::Host;
-use crate::hypervisor::Stop;
 use crate::hypervisor::qemu::{self, Qemu};
-use crate::image::select::Wanted;
+use crate::hypervisor::{DomainState, HypervisorError, Stop};
 use crate::instance::Instances;
-use crate::oci::reference::LayoutEntry;
-use crate::oci::{LayoutReference, Reference};
-use crate::ops::build::{self, Form};
+use crate::oci::Reference;
 use crate::ops::define::{self, IfDifferent, Then};
 use crate::ops::instances::{self, IfRunning};
-use crate::ops::prepare::{self, InstanceRequest, MachineRequest, Prepared};
+use crate::ops::prepare::{self, InstanceRequest, Prepared};
 use crate::ops::pull::{self, Extent};
-use crate::ops::push;
-use crate::ops::resolve::{self, ImageRequest};
-use crate::ops::{Context, OpsError, images, run};
-use crate::stage::GuestFile;
+use crate::ops::{Context, OpsError, resolve, run};
 use crate::store::Store;
-
-/// Largest Ignition config that is read, in bytes.
-const MAX_IGNITION_BYTES: u64 = 16 << 20;
 
 /// Executes what was typed.
 pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
@@ -60,7 +50,7 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
 }
 
 /// An error of the library, ready to be shown.
-fn failed(error: OpsError) -> Report {
+pub(super) fn failed(error: OpsError) -> Report {
     Report::from(&error)
 }
 
@@ -161,7 +151,7 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
         }
         Verb::Console { name } => console(context, &name).await,
         Verb::Logs { name, follow } => logs(context, &name, follow).await,
-        Verb::Image(verb) => image(context, verb).await,
+        Verb::Image(verb) => image_verbs::execute(context, verb).await,
     }
 }
 
@@ -348,9 +338,9 @@ async fn console(context: &Context<'_>, name: &DomainName) -> Result<Ended, Repo
         .state(spec)
         .await
         .map_err(|error| failed(error.into()))?;
-    if state != crate::hypervisor::DomainState::Running {
+    if state != DomainState::Running {
         let mut report = failed(
-            crate::hypervisor::HypervisorError::NotRunning {
+            HypervisorError::NotRunning {
                 domain: name.clone(),
             }
             .into(),
@@ -361,219 +351,24 @@ async fn console(context: &Context<'_>, name: &DomainName) -> Result<Ended, Repo
     let left = terminal::attach(spec, &*hypervisor, Sink::Stdout).await;
     Ok(match left.map_err(failed)? {
         Left::Signal(number) => interrupted(number),
-        Left::Stopped | Left::Detached => Ended {
-            output: Output::Nothing,
-            exit_code: 0,
-        },
+        Left::Stopped | Left::Detached => Ended::silently(),
     })
 }
 
 async fn logs(context: &Context<'_>, name: &DomainName, follow: bool) -> Result<Ended, Report> {
     let (record, hypervisor) = instances::find(context, name).map_err(failed)?;
-    let exit_code = if follow {
-        match terminal::follow(&record.spec, &*hypervisor)
-            .await
-            .map_err(failed)?
-        {
-            Left::Signal(number) => 128 + number,
-            Left::Stopped | Left::Detached => 0,
-        }
+    let left = if follow {
+        terminal::follow(&record.spec, &*hypervisor).await
     } else {
-        terminal::print_log(&record.spec).map_err(failed)?;
-        0
+        terminal::print_log(&record.spec).map(|()| Left::Stopped)
     };
-    Ok(Ended {
-        output: Output::Nothing,
-        exit_code,
-    })
-}
-
-async fn image(context: &Context<'_>, verb: ImageVerb) -> Result<Ended, Report> {
-    match verb {
-        ImageVerb::List => {
-            let listed = images::list(context).map_err(failed)?;
-            Ok(Ended::with(text::images(&listed), output::images(&listed)))
+    match left {
+        Ok(Left::Signal(number)) => Ok(interrupted(number)),
+        Ok(Left::Stopped | Left::Detached) => Ok(Ended::silently()),
+        // Whoever read the log has seen enough, as in `logs NAME | head`.
+        Err(OpsError::File(error)) if error.source.kind() == io::ErrorKind::BrokenPipe => {
+            Ok(Ended::silently())
         }
-        ImageVerb::Inspect { image } => {
-            let reference = absolute(image)?;
-            let found = images::inspect(context, &reference).await.map_err(failed)?;
-            let name = reference.to_string();
-            Ok(Ended::with(
-                text::inspection(&name, &found, &context.store),
-                output::inspection(&name, &found, &context.store),
-            ))
-        }
-        ImageVerb::Rm { images: references } => {
-            let mut lines = String::new();
-            let mut removed = Vec::new();
-            for reference in references {
-                let reference = absolute(reference)?;
-                let freed = images::remove(context, &reference).await.map_err(failed)?;
-                lines.push_str(&format!("{reference}\n"));
-                removed.push(json!({
-                    "reference": reference.to_string(),
-                    "freed_bytes": freed,
-                }));
-            }
-            Ok(Ended::with(lines, json!({"removed": removed})))
-        }
-        ImageVerb::Build {
-            output,
-            manifests,
-            compat,
-        } => {
-            let Reference::Layout(LayoutReference {
-                directory,
-                entry: LayoutEntry::Name(name),
-            }) = output
-            else {
-                return Err(Report::usage("--output is not oci:DIR:NAME".to_owned()));
-            };
-            let form = if compat {
-                Form::Compat
-            } else {
-                Form::Specification
-            };
-            let built = build::build(&directory, &name, &manifests, form).map_err(failed)?;
-            Ok(Ended::with(
-                format!("{}\n", built.digest),
-                json!({"digest": built.digest}),
-            ))
-        }
-        ImageVerb::Push { image, destination } => {
-            let Reference::Registry(destination) = destination else {
-                return Err(Report::usage(
-                    "the destination is not in a registry".to_owned(),
-                ));
-            };
-            let image = absolute(image)?;
-            let pushed = push::push(context, &image, &destination)
-                .await
-                .map_err(failed)?;
-            Ok(Ended::with(
-                format!("{}\n", pushed.top.digest),
-                json!({
-                    "reference": destination.to_string(),
-                    "digest": pushed.top.digest,
-                    "sent_bytes": pushed.sent_bytes,
-                    "present_bytes": pushed.present_bytes,
-                }),
-            ))
-        }
+        Err(error) => Err(failed(error)),
     }
-}
-
-fn image_request(
-    context: &Context<'_>,
-    reference: Reference,
-    choice: &ChoiceArgs,
-) -> Result<ImageRequest, Report> {
-    let mut append = CommandLine::default();
-    for words in &choice.append {
-        append = append
-            .append(words)
-            .map_err(|error| Report::usage(format!("--append: {error}")))?;
-    }
-    Ok(ImageRequest {
-        reference: absolute(reference)?,
-        wanted: Wanted {
-            architecture: choice
-                .arch
-                .clone()
-                .unwrap_or_else(|| context.host.architecture.clone()),
-            variant: choice.variant,
-        },
-        boot: BootOptions {
-            method: choice.boot.method(),
-            command_line: choice.cmdline.clone(),
-            append,
-        },
-    })
-}
-
-/// A layout's directory is remembered, so it must not depend on where we were called.
-fn absolute(reference: Reference) -> Result<Reference, Report> {
-    Ok(match reference {
-        Reference::Layout(layout) => {
-            let directory = environment::absolute(&layout.directory)
-                .map_err(|error| Report::usage(format!("no directory: {error}")))?;
-            Reference::Layout(LayoutReference {
-                directory,
-                ..layout
-            })
-        }
-        registry @ Reference::Registry(_) => registry,
-    })
-}
-
-fn instance_request(
-    context: &Context<'_>,
-    image: ImageArgs,
-    machine: MachineArgs,
-    name: DomainName,
-) -> Result<InstanceRequest, Report> {
-    let image = image_request(context, image.reference, &image.choice)?;
-    // Both words mean the one kind of firmware that this version looks for.
-    let (FirmwareWord::Auto | FirmwareWord::Uefi) = machine.firmware;
-    let mut guest_files = Vec::new();
-    if let Some(path) = &machine.ignition {
-        let content = files::read_small(path, MAX_IGNITION_BYTES)
-            .map_err(|error| failed(error.into()))?
-            .ok_or_else(|| Report::usage(format!("no such file: {}", path.display())))?;
-        // The key by which Ignition finds its config under QEMU.
-        let name = "opt/com.coreos/config";
-        let name = name
-            .parse()
-            .map_err(|error: crate::domain::WordError| failed(error.into()))?;
-        guest_files.push(GuestFile { name, content });
-    }
-    guest_files.extend(machine.set_credential.iter().map(|credential| GuestFile {
-        name: credential.name.clone(),
-        content: credential.value.clone().into_bytes(),
-    }));
-    Ok(InstanceRequest {
-        name,
-        image,
-        machine: MachineRequest {
-            cpus: machine.cpus,
-            memory: machine.memory,
-            disk_size_bytes: machine.disk_size,
-            accelerator: match machine.accel {
-                AccelWord::Auto => None,
-                AccelWord::Kvm => Some(Accelerator::Kvm),
-                AccelWord::Tcg => Some(Accelerator::Tcg),
-            },
-            nic: match machine.network {
-                NetworkWord::User => Some(Nic::default()),
-                NetworkWord::None => None,
-            },
-            guest_files,
-            ensure_console: false,
-        },
-        ephemeral: false,
-    })
-}
-
-fn forward(machine: &mut MachineRequest, publish: Vec<Forward>) -> Result<(), Report> {
-    match &mut machine.nic {
-        Some(nic) => nic.forwards = publish,
-        None if publish.is_empty() => {}
-        None => return Err(Report::usage("--publish needs a network card".to_owned())),
-    }
-    Ok(())
-}
-
-/// A name that no other instance has.
-fn generated_name() -> Result<DomainName, Report> {
-    // The file's name is the only randomness that is needed, and tempfile has it.
-    let unique = tempfile::Builder::new()
-        .prefix("run-")
-        .rand_bytes(6)
-        .tempfile()
-        .map_err(|error| Report::usage(format!("pass --name: {error}")))?;
-    let name = unique.path().file_name().unwrap_or_default();
-    name.to_string_lossy().parse().map_err(|_| Report {
-        kind: Kind::Host,
-        ..Report::usage("can not make up a name; pass --name".to_owned())
-    })
 }

@@ -74,7 +74,11 @@ pub async fn prepare(
     hypervisor: Option<&dyn Hypervisor>,
 ) -> Result<Prepared, OpsError> {
     let (instances, name) = (context.instances.clone(), request.name.clone());
-    let lock = blocking(move || instances.lock(&name, Wait::ForEver)).await?;
+    let lock = blocking(move || {
+        instances.clear()?;
+        instances.lock(&name, Wait::ForEver)
+    })
+    .await?;
     let machine = Machine::try_from(&request.image.wanted.architecture)?;
     let mut resolved = resolve(context, &request.image).await?;
     if request.machine.ensure_console {
@@ -299,15 +303,13 @@ fn make(
     let result = (|| {
         let draft = context.instances.draft()?;
         let own = stage::create(&record.spec, guest_files, draft.path())?;
-        // A hypervisor that runs as another user reaches what it is told of, and lists nothing.
-        let mode = if owner.is_some() { 0o711 } else { 0o700 };
         if let Some(Owner { uid, gid }) = owner {
             for path in own {
                 std::os::unix::fs::chown(&path, Some(uid), Some(gid))
                     .map_err(FileError::of("change the owner of", &path))?;
             }
         }
-        draft.commit(&context.instances, record, mode)?;
+        draft.commit(&context.instances, record)?;
         Ok(())
     })();
     if result.is_err() {

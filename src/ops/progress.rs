@@ -51,6 +51,8 @@ pub enum Progress {
     },
     /// What runs the guest's instructions, and why.
     Accelerator(AcceleratorChoice),
+    /// A line that the hypervisor wrote: an error or a warning.
+    HypervisorSaid(String),
     /// A VM was started.
     Started(DomainName),
 }

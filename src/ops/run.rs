@@ -2,7 +2,7 @@
 
 use crate::domain::DomainName;
 use crate::files::{Lock, Wait};
-use crate::hypervisor::qemu::Qemu;
+use crate::hypervisor::qemu::{self, Qemu};
 use crate::hypervisor::{Hypervisor, HypervisorError, Stop};
 use crate::instance::Record;
 use crate::ops::prepare::{InstanceRequest, prepare};
@@ -46,6 +46,9 @@ pub async fn start(context: &Context<'_>, request: &InstanceRequest) -> Result<R
 pub async fn finish(context: &Context<'_>, running: Running) -> Result<(), OpsError> {
     let spec = &running.record.spec;
     Qemu.stop(spec, Stop::Force).await?;
+    for line in qemu::words(spec).lines() {
+        (context.report)(Progress::HypervisorSaid(line.to_owned()));
+    }
     if running.record.ephemeral {
         // Nobody waits for long: whoever has it sees an instance that is in use.
         let _lock = context.instances.lock(&spec.name, Wait::ForEver)?;

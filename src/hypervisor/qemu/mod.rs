@@ -145,6 +145,12 @@ impl Hypervisor for Qemu {
     }
 }
 
+/// What QEMU itself has said since the VM's last start: errors and warnings.
+#[must_use]
+pub fn words(spec: &DomainSpec) -> String {
+    fs::read_to_string(spec.directory.join("qemu.log")).unwrap_or_default()
+}
+
 fn input(directory: &Path) -> PathBuf {
     directory.join("console.in")
 }
@@ -201,6 +207,14 @@ fn spawn(spec: &DomainSpec, log: &Lock) -> Result<Child, HypervisorError> {
     for name in [args::MONITOR, args::PID_FILE, "console.log"] {
         files::remove(&directory.join(name)).map_err(file_error)?;
     }
+    // QEMU would make it readable by everybody.
+    let console = spec.console_log();
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&console)
+        .map_err(of_file(&console))?;
     let input = input(directory);
     match mknodat(CWD, &input, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
@@ -252,7 +266,7 @@ fn started(spec: &DomainSpec, status: ExitStatus) -> Result<(), HypervisorError>
     if status.success() {
         return Ok(());
     }
-    let log = fs::read_to_string(spec.directory.join("qemu.log")).unwrap_or_default();
+    let log = words(spec);
     let said = log.lines().rev().find(|line| !line.trim().is_empty());
     Err(HypervisorError::QemuStart {
         domain: spec.name.clone(),

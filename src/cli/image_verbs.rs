@@ -1,0 +1,89 @@
+//! The verbs under `image`: from what was typed to a use case, and from its result to output.
+
+use serde_json::json;
+
+use crate::cli::args::ImageVerb;
+use crate::cli::report::Report;
+use crate::cli::request::absolute;
+use crate::cli::verbs::failed;
+use crate::cli::{Ended, output, text};
+use crate::oci::reference::LayoutEntry;
+use crate::oci::{LayoutReference, Reference};
+use crate::ops::build::{self, Form};
+use crate::ops::{Context, images, push};
+
+/// Executes one of the verbs.
+pub(super) async fn execute(context: &Context<'_>, verb: ImageVerb) -> Result<Ended, Report> {
+    match verb {
+        ImageVerb::List => {
+            let listed = images::list(context).map_err(failed)?;
+            Ok(Ended::with(text::images(&listed), output::images(&listed)))
+        }
+        ImageVerb::Inspect { image } => {
+            let reference = absolute(image)?;
+            let found = images::inspect(context, &reference).await.map_err(failed)?;
+            let name = reference.to_string();
+            Ok(Ended::with(
+                text::inspection(&name, &found, &context.store),
+                output::inspection(&name, &found, &context.store),
+            ))
+        }
+        ImageVerb::Rm { images: references } => {
+            let mut lines = String::new();
+            let mut removed = Vec::new();
+            for reference in references {
+                let reference = absolute(reference)?;
+                let freed = images::remove(context, &reference).await.map_err(failed)?;
+                lines.push_str(&format!("{reference}\n"));
+                removed.push(json!({
+                    "reference": reference.to_string(),
+                    "freed_bytes": freed,
+                }));
+            }
+            Ok(Ended::with(lines, json!({"removed": removed})))
+        }
+        ImageVerb::Build {
+            output,
+            manifests,
+            compat,
+        } => {
+            let Reference::Layout(LayoutReference {
+                directory,
+                entry: LayoutEntry::Name(name),
+            }) = output
+            else {
+                return Err(Report::usage("--output is not oci:DIR:NAME".to_owned()));
+            };
+            let form = if compat {
+                Form::Compat
+            } else {
+                Form::Specification
+            };
+            let built = build::build(&directory, &name, &manifests, form).map_err(failed)?;
+            Ok(Ended::with(
+                format!("{}\n", built.digest),
+                json!({"digest": built.digest}),
+            ))
+        }
+        ImageVerb::Push { image, destination } => {
+            let Reference::Registry(destination) = destination else {
+                return Err(Report::usage(
+                    "the destination is not in a registry".to_owned(),
+                ));
+            };
+            let image = absolute(image)?;
+            let pushed = push::push(context, &image, &destination)
+                .await
+                .map_err(failed)?;
+            Ok(Ended::with(
+                format!("{}\n", pushed.top.digest),
+                json!({
+                    "reference": destination.to_string(),
+                    "digest": pushed.top.digest,
+                    "sent_bytes": pushed.sent_bytes,
+                    "present_bytes": pushed.present_bytes,
+                }),
+            ))
+        }
+    }
+}
