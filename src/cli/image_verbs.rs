@@ -5,7 +5,6 @@ use serde_json::json;
 use crate::cli::args::ImageVerb;
 use crate::cli::report::Report;
 use crate::cli::request::absolute;
-use crate::cli::verbs::failed;
 use crate::cli::{Ended, output, text};
 use crate::oci::reference::LayoutEntry;
 use crate::oci::{LayoutReference, Reference};
@@ -16,12 +15,12 @@ use crate::ops::{Context, images, push};
 pub(super) async fn execute(context: &Context<'_>, verb: ImageVerb) -> Result<Ended, Report> {
     match verb {
         ImageVerb::List => {
-            let listed = images::list(context).map_err(failed)?;
+            let listed = images::list(context)?;
             Ok(Ended::with(text::images(&listed), output::images(&listed)))
         }
         ImageVerb::Inspect { image } => {
             let reference = absolute(image)?;
-            let found = images::inspect(context, &reference).await.map_err(failed)?;
+            let found = images::inspect(context, &reference).await?;
             let name = reference.to_string();
             Ok(Ended::with(
                 text::inspection(&name, &found, &context.store),
@@ -33,7 +32,7 @@ pub(super) async fn execute(context: &Context<'_>, verb: ImageVerb) -> Result<En
             let mut removed = Vec::new();
             for reference in references {
                 let reference = absolute(reference)?;
-                let freed = images::remove(context, &reference).await.map_err(failed)?;
+                let freed = images::remove(context, &reference).await?;
                 lines.push_str(&format!("{reference}\n"));
                 removed.push(json!({
                     "reference": reference.to_string(),
@@ -59,7 +58,7 @@ pub(super) async fn execute(context: &Context<'_>, verb: ImageVerb) -> Result<En
             } else {
                 Form::Specification
             };
-            let built = build::build(&directory, &name, &manifests, form).map_err(failed)?;
+            let built = build::build(&directory, &name, &manifests, form)?;
             Ok(Ended::with(
                 format!("{}\n", built.digest),
                 json!({"digest": built.digest}),
@@ -72,9 +71,7 @@ pub(super) async fn execute(context: &Context<'_>, verb: ImageVerb) -> Result<En
                 ));
             };
             let image = absolute(image)?;
-            let pushed = push::push(context, &image, &destination)
-                .await
-                .map_err(failed)?;
+            let pushed = push::push(context, &image, &destination).await?;
             Ok(Ended::with(
                 format!("{}\n", pushed.top.digest),
                 json!({

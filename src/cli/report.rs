@@ -117,13 +117,17 @@ impl Report {
     }
 }
 
-impl From<&OpsError> for Report {
-    fn from(error: &OpsError) -> Self {
-        let (kind, hint) = classify(error);
+impl<E> From<E> for Report
+where
+    OpsError: From<E>,
+{
+    fn from(error: E) -> Self {
+        let error = OpsError::from(error);
+        let (kind, hint) = classify(&error);
         Self {
             kind,
             message: error.to_string(),
-            causes: causes(error),
+            causes: causes(&error),
             hint,
             retryable: error.is_retryable(),
         }

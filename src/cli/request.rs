@@ -4,13 +4,13 @@ use crate::boot::{BootOptions, CommandLine};
 use crate::cli::args::{AccelWord, ChoiceArgs, FirmwareWord, ImageArgs, MachineArgs, NetworkWord};
 use crate::cli::environment;
 use crate::cli::report::{Kind, Report};
-use crate::domain::{Accelerator, DomainName, Forward, Nic, WordError};
+use crate::domain::{Accelerator, DomainName, Forward, FwCfgName, Nic};
 use crate::files;
 use crate::image::select::Wanted;
 use crate::oci::{LayoutReference, Reference};
+use crate::ops::Context;
 use crate::ops::prepare::{InstanceRequest, MachineRequest};
 use crate::ops::resolve::ImageRequest;
-use crate::ops::{Context, OpsError};
 use crate::stage::GuestFile;
 
 /// Largest Ignition config that is read, in bytes.
@@ -72,14 +72,11 @@ pub(super) fn instance_request(
     let (FirmwareWord::Auto | FirmwareWord::Uefi) = machine.firmware;
     let mut guest_files = Vec::new();
     if let Some(path) = &machine.ignition {
-        let content = files::read_small(path, MAX_IGNITION_BYTES)
-            .map_err(|error| Report::from(&OpsError::from(error)))?
+        let content = files::read_small(path, MAX_IGNITION_BYTES)?
             .ok_or_else(|| Report::usage(format!("no such file: {}", path.display())))?;
         // The key by which Ignition finds its config under QEMU.
         let name = "opt/com.coreos/config";
-        let name = name
-            .parse()
-            .map_err(|error: WordError| Report::from(&OpsError::from(error)))?;
+        let name = name.parse::<FwCfgName>()?;
         guest_files.push(GuestFile { name, content });
     }
     guest_files.extend(machine.set_credential.iter().map(|credential| GuestFile {

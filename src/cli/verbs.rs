@@ -39,7 +39,7 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
     let context = Context {
         instances: Instances::at(store.instances()),
         store,
-        sources: environment::sources(&global).map_err(|error| failed(error.into()))?,
+        sources: environment::sources(&global)?,
         host: Host::probe(),
         firmware_directories: environment::firmware_directories(),
         now: environment::now(),
@@ -47,11 +47,6 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
         report: &report,
     };
     dispatch(&context, cli.verb, global.json).await
-}
-
-/// An error of the library, ready to be shown.
-pub(super) fn failed(error: OpsError) -> Report {
-    Report::from(&error)
 }
 
 async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended, Report> {
@@ -109,14 +104,14 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             run_image(context, &request, detach, json).await
         }
         Verb::List => {
-            let listed = instances::list(context).await.map_err(failed)?;
+            let listed = instances::list(context).await?;
             Ok(Ended::with(
                 text::instances(&listed),
                 output::instances(&listed),
             ))
         }
         Verb::Start { name } => {
-            let record = instances::start(context, &name).await.map_err(failed)?;
+            let record = instances::start(context, &name).await?;
             Ok(Ended::with(
                 format!("{name}\n"),
                 output::instance(&record, Some("running")),
@@ -132,7 +127,7 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             } else {
                 Stop::Graceful(timeout)
             };
-            let record = instances::stop(context, &name, how).await.map_err(failed)?;
+            let record = instances::stop(context, &name, how).await?;
             Ok(Ended::with(
                 format!("{name}\n"),
                 output::instance(&record, Some("stopped")),
@@ -144,9 +139,7 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             } else {
                 IfRunning::Fail
             };
-            instances::remove(context, &name, if_running)
-                .await
-                .map_err(failed)?;
+            instances::remove(context, &name, if_running).await?;
             Ok(Ended::with(format!("{name}\n"), json!({"removed": name})))
         }
         Verb::Console { name } => console(context, &name).await,
@@ -157,8 +150,8 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
 
 async fn plan(context: &Context<'_>, image: ImageArgs) -> Result<Ended, Report> {
     let request = image_request(context, image.reference, &image.choice)?;
-    let resolved = resolve::resolve(context, &request).await.map_err(failed)?;
-    let plan = resolved.plan.map_err(|error| failed(error.into()))?;
+    let resolved = resolve::resolve(context, &request).await?;
+    let plan = resolved.plan?;
     let selected = &resolved.selected;
     Ok(Ended::with(
         text::plan(selected, &plan, &context.store),
@@ -177,9 +170,7 @@ async fn pull(
     let mut objects = Vec::new();
     for reference in references {
         let request = image_request(context, reference, choice)?;
-        let pulled = pull::pull(context, &request, extent)
-            .await
-            .map_err(failed)?;
+        let pulled = pull::pull(context, &request, extent).await?;
         lines.push_str(&format!("{}\n", pulled.selected.image.manifest_digest));
         let plan = pulled.plan.as_ref().ok();
         let fetched = Some(pulled.fetched_bytes);
@@ -199,9 +190,7 @@ async fn pull(
 }
 
 async fn prepare(context: &Context<'_>, request: InstanceRequest) -> Result<Ended, Report> {
-    let prepared = prepare::prepare(context, &request, None)
-        .await
-        .map_err(failed)?;
+    let prepared = prepare::prepare(context, &request, None).await?;
     Ok(Ended::with(
         text::staged(&prepared.record.spec),
         prepared_object(context, &prepared),
@@ -225,10 +214,9 @@ async fn define(
     if_different: IfDifferent,
     then: Then,
 ) -> Result<Ended, Report> {
-    let hypervisor = open_hypervisor(uri).map_err(|error| failed(error.into()))?;
-    let (prepared, state) = define::define(context, request, &*hypervisor, if_different, then)
-        .await
-        .map_err(failed)?;
+    let hypervisor = open_hypervisor(uri)?;
+    let (prepared, state) =
+        define::define(context, request, &*hypervisor, if_different, then).await?;
     let mut object = prepared_object(context, &prepared);
     object["domain"] = output::instance(&prepared.record, Some(state.as_str()));
     Ok(Ended::with(format!("{}\n", request.name), object))
@@ -239,7 +227,7 @@ async fn dry_define(
     request: &InstanceRequest,
     uri: &str,
 ) -> Result<Ended, Report> {
-    let (_, spec) = prepare::describe(context, request).await.map_err(failed)?;
+    let (_, spec) = prepare::describe(context, request).await?;
     let xml = domain_xml(uri, &spec).await?;
     let json = json!({"xml": xml, "staged": output::staged(&spec)});
     Ok(Ended::with(xml, json))
@@ -248,23 +236,20 @@ async fn dry_define(
 #[cfg(feature = "libvirt")]
 async fn domain_xml(uri: &str, spec: &DomainSpec) -> Result<String, Report> {
     use crate::hypervisor::libvirt::Libvirt;
-    let libvirt = Libvirt::open(uri).map_err(|error| failed(error.into()))?;
-    libvirt
-        .xml(spec)
-        .await
-        .map_err(|error| failed(error.into()))
+    let libvirt = Libvirt::open(uri)?;
+    libvirt.xml(spec).await.map_err(Report::from)
 }
 
 #[cfg(not(feature = "libvirt"))]
 async fn domain_xml(uri: &str, _spec: &DomainSpec) -> Result<String, Report> {
     open_hypervisor(uri)
         .map(|_| String::new())
-        .map_err(|error| failed(error.into()))
+        .map_err(Report::from)
 }
 
 async fn dry_run_of(context: &Context<'_>, request: &InstanceRequest) -> Result<Ended, Report> {
-    let (plan, spec) = prepare::describe(context, request).await.map_err(failed)?;
-    let command = qemu::args::command(&spec).map_err(|error| failed(error.into()))?;
+    let (plan, spec) = prepare::describe(context, request).await?;
+    let command = qemu::args::command(&spec)?;
     let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
     let missing: u64 = plan
         .method
@@ -289,7 +274,7 @@ async fn run_image(
 ) -> Result<Ended, Report> {
     let start = run::start(context, request);
     let running = tokio::select! {
-        running = start => running.map_err(failed)?,
+        running = start => running?,
         number = terminal::any_signal() => return Ok(interrupted(number)),
     };
     let record = running.record.clone();
@@ -312,9 +297,9 @@ async fn run_image(
                 output::instance(&record, Some("running")),
             ));
         }
-        _ => run::finish(context, running).await.map_err(failed)?,
+        _ => run::finish(context, running).await?,
     }
-    match left.map_err(failed)? {
+    match left? {
         Left::Signal(number) => Ok(interrupted(number)),
         _ => Ok(Ended::with(
             String::new(),
@@ -332,31 +317,25 @@ fn interrupted(number: u8) -> Ended {
 }
 
 async fn console(context: &Context<'_>, name: &DomainName) -> Result<Ended, Report> {
-    let (record, hypervisor) = instances::find(context, name).map_err(failed)?;
+    let (record, hypervisor) = instances::find(context, name)?;
     let spec = &record.spec;
-    let state = hypervisor
-        .state(spec)
-        .await
-        .map_err(|error| failed(error.into()))?;
+    let state = hypervisor.state(spec).await?;
     if state != DomainState::Running {
-        let mut report = failed(
-            HypervisorError::NotRunning {
-                domain: name.clone(),
-            }
-            .into(),
-        );
+        let mut report = Report::from(HypervisorError::NotRunning {
+            domain: name.clone(),
+        });
         report.hint = Some(format!("`ironboot logs {name}` shows what it printed"));
         return Err(report);
     }
     let left = terminal::attach(spec, &*hypervisor, Sink::Stdout).await;
-    Ok(match left.map_err(failed)? {
+    Ok(match left? {
         Left::Signal(number) => interrupted(number),
         Left::Stopped | Left::Detached => Ended::silently(),
     })
 }
 
 async fn logs(context: &Context<'_>, name: &DomainName, follow: bool) -> Result<Ended, Report> {
-    let (record, hypervisor) = instances::find(context, name).map_err(failed)?;
+    let (record, hypervisor) = instances::find(context, name)?;
     let left = if follow {
         terminal::follow(&record.spec, &*hypervisor).await
     } else {
@@ -369,6 +348,6 @@ async fn logs(context: &Context<'_>, name: &DomainName, follow: bool) -> Result<
         Err(OpsError::File(error)) if error.source.kind() == io::ErrorKind::BrokenPipe => {
             Ok(Ended::silently())
         }
-        Err(error) => Err(failed(error)),
+        Err(error) => Err(error.into()),
     }
 }

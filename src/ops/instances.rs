@@ -6,7 +6,6 @@ use crate::domain::DomainName;
 use crate::files::Wait;
 use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop, qemu};
 use crate::instance::{InstanceError, Record};
-use crate::ops::run::forget;
 use crate::ops::{Context, OpsError, Progress, blocking};
 
 /// How long a guest may take to power off on request.
@@ -138,4 +137,10 @@ pub(super) async fn sweep(context: &Context<'_>) -> Result<(), OpsError> {
         }
     }
     Ok(())
+}
+
+/// Removes an instance that does not run; its name is locked.
+pub(super) fn forget(context: &Context<'_>, name: &DomainName) -> Result<(), OpsError> {
+    context.instances.remove(name)?;
+    Ok(context.store.unpin(name.as_str())?)
 }

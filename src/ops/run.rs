@@ -1,6 +1,5 @@
 //! An image booted now, by QEMU, for whoever waits for it.
 
-use crate::domain::DomainName;
 use crate::files::{Lock, Wait};
 use crate::hypervisor::qemu::{self, Qemu};
 use crate::hypervisor::{Hypervisor, HypervisorError, Stop};
@@ -52,14 +51,8 @@ pub async fn finish(context: &Context<'_>, running: Running) -> Result<(), OpsEr
     if running.record.ephemeral {
         // Nobody waits for long: whoever has it sees an instance that is in use.
         let _lock = context.instances.lock(&spec.name, Wait::ForEver)?;
-        forget(context, &spec.name)?;
+        instances::forget(context, &spec.name)?;
     }
     drop(running.run_lock);
     Ok(())
-}
-
-/// Removes an instance that does not run; its name is locked.
-pub(super) fn forget(context: &Context<'_>, name: &DomainName) -> Result<(), OpsError> {
-    context.instances.remove(name)?;
-    Ok(context.store.unpin(name.as_str())?)
 }

@@ -1,9 +1,19 @@
 //! The devices in domain XML.
 
 use crate::domain::{Backing, Boot, Disk, DomainName, DomainSpec, Nic, Uuid};
-use crate::hypervisor::HypervisorError;
 use crate::hypervisor::libvirt::element::{Element, path_text};
-use crate::hypervisor::libvirt::xml::Labels;
+use crate::hypervisor::{HypervisorError, Owner};
+
+/// What libvirt does to the owners of a VM's files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Labels {
+    /// Nothing: QEMU runs as this user, who can open all of them already.
+    Static(Owner),
+    /// It gives them to QEMU's user while the VM runs, except those that are shared.
+    Dynamic,
+    /// Nothing: QEMU runs as whoever calls.
+    None,
+}
 
 /// Returns the VM's disks, network card and serial port, and a source of randomness.
 pub(super) fn devices(spec: &DomainSpec, labels: Labels) -> Result<Element, HypervisorError> {

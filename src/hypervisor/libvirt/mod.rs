@@ -7,7 +7,7 @@
 mod capabilities;
 mod connection;
 mod console;
-mod devices;
+pub mod devices;
 mod element;
 pub mod xml;
 
@@ -29,7 +29,7 @@ use virt::error::Error as VirtError;
 
 use crate::domain::DomainSpec;
 use crate::hypervisor::libvirt::connection::{Attempt, Connection, Uri};
-use crate::hypervisor::libvirt::xml::Labels;
+use crate::hypervisor::libvirt::devices::Labels;
 use crate::hypervisor::{ConsoleInput, DomainState, Hypervisor, HypervisorError, Owner, Stop};
 use crate::oci::Printable;
 

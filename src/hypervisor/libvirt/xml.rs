@@ -7,23 +7,12 @@
 use crate::domain::{
     Accelerator, Boot, DiskFormat, DomainSpec, Firmware, FwCfg, Machine, Provenance,
 };
-use crate::hypervisor::libvirt::devices::devices;
+use crate::hypervisor::libvirt::devices::{Labels, devices};
 use crate::hypervisor::libvirt::element::{Element, path_text};
 use crate::hypervisor::{HypervisorError, Owner};
 
 /// Namespace of what ironboot notes in a domain's metadata.
 const METADATA_NAMESPACE: &str = "https://ironcore.dev/ironboot/domain/1";
-
-/// What libvirt does to the owners of a VM's files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Labels {
-    /// Nothing: QEMU runs as this user, who can open all of them already.
-    Static(Owner),
-    /// It gives them to QEMU's user while the VM runs, except those that are shared.
-    Dynamic,
-    /// Nothing: QEMU runs as whoever calls.
-    None,
-}
 
 /// Renders the domain's XML document.
 ///
