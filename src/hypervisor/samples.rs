@@ -1,149 +1,154 @@
 //! VMs for the golden tests of both renderers.
 
-use std::num::{NonZeroU16, NonZeroU32};
+use std::num::NonZeroU32;
 
+use crate::boot::CommandLine;
 use crate::domain::{
-    Accelerator, Backing, Boot, Disk, DiskFormat, DomainSpec, Firmware, Forward, FwCfg, Machine,
-    Memory, Nic, Provenance, Uuid,
+    Accelerator, Backing, Boot, Disk, DiskFormat, DomainSpec, Firmware, FwCfg, Machine, Nic,
+    Provenance, Uuid,
 };
 use crate::oci::Digest;
 
-/// Every sample with the name of its golden file.
+/// Every sample with the name of its golden files.
 pub(crate) fn all() -> Vec<(&'static str, DomainSpec)> {
     vec![
-        ("direct-amd64", direct_amd64()),
-        ("direct-arm64", direct_arm64()),
-        ("disk-amd64", disk(Machine::Amd64)),
-        ("disk-arm64", disk(Machine::Arm64)),
+        ("direct-amd64", direct(Machine::Amd64)),
+        ("direct-amd64-without-disk", without_disk()),
+        ("direct-arm64", direct(Machine::Arm64)),
+        ("direct-arm64-kvm", under_kvm(direct(Machine::Arm64))),
+        ("disk-amd64", firmware(Machine::Amd64)),
+        ("disk-arm64", firmware(Machine::Arm64)),
+        ("fw-cfg", with_guest_files()),
         ("hostile", hostile()),
     ]
 }
 
-/// Direct kernel boot with an overlay, a squashfs, a network card and a guest file, under KVM.
-pub(crate) fn direct_amd64() -> DomainSpec {
+/// Direct kernel boot of an overlay and a squashfs, by translation.
+pub(crate) fn direct(machine: Machine) -> DomainSpec {
     DomainSpec {
-        accelerator: Accelerator::Kvm,
+        name: "web".parse().unwrap(),
+        uuid: Uuid::of("web"),
+        machine,
+        accelerator: Accelerator::Tcg,
+        cpus: NonZeroU32::new(2).unwrap(),
+        memory: "512M".parse().unwrap(),
+        boot: Boot::Kernel {
+            kernel: "/srv/store/kernel".into(),
+            initramfs: Some("/srv/store/initramfs".into()),
+            command_line: "console=ttyS0\tquiet  root=LABEL=\"a b\"".parse().unwrap(),
+        },
         disks: vec![
-            overlay(),
             Disk {
-                file: "/store/blobs/sha256/squashfs".into(),
+                file: "/srv/vms/web/disk.qcow2".into(),
+                format: DiskFormat::Qcow2,
+                backing: Some(Backing {
+                    file: "/srv/store/disk".into(),
+                    format: DiskFormat::Raw,
+                }),
+                virtual_size_bytes: 1 << 30,
+                read_only: false,
+                serial: None,
+            },
+            Disk {
+                file: "/srv/store/squashfs".into(),
                 format: DiskFormat::Raw,
                 backing: None,
-                virtual_size_bytes: 4096,
+                virtual_size_bytes: 1 << 20,
                 read_only: true,
                 serial: Some("machineboot".parse().unwrap()),
             },
         ],
-        nic: Some(Nic {
-            forwards: Vec::new(),
-        }),
-        fw_cfg: vec![FwCfg {
-            name: "opt/com.coreos/config".parse().unwrap(),
-            file: "/store/instances/vm/fw_cfg-0123456789abcdef".into(),
-        }],
-        ..minimal(Machine::Amd64)
+        nic: Some(Nic::default()),
+        fw_cfg: Vec::new(),
+        directory: "/srv/vms/web".into(),
+        provenance: Provenance {
+            reference: "registry.example/os/web:1".into(),
+            index_digest: Some(Digest::of(b"index")),
+            manifest_digest: Digest::of(b"manifest"),
+            method: "direct".into(),
+        },
     }
 }
 
-/// Direct kernel boot of an initramfs alone, by translation.
-pub(crate) fn direct_arm64() -> DomainSpec {
-    minimal(Machine::Arm64)
-}
-
-/// A disk under firmware, by translation.
-pub(crate) fn disk(machine: Machine) -> DomainSpec {
+/// A disk and a squashfs under firmware, by translation.
+pub(crate) fn firmware(machine: Machine) -> DomainSpec {
     DomainSpec {
         boot: Boot::Firmware(Firmware {
-            code: "/firmware/CODE.fd".into(),
+            code: "/usr/share/firmware/CODE.fd".into(),
             format: DiskFormat::Raw,
-            vars: "/store/instances/vm/vars.fd".into(),
-            vars_template: "/firmware/VARS.fd".into(),
+            vars: "/srv/vms/web/vars.fd".into(),
+            vars_template: "/usr/share/firmware/VARS.fd".into(),
         }),
-        disks: vec![overlay()],
-        ..minimal(machine)
+        nic: None,
+        ..direct(machine)
     }
 }
 
-/// Values that try to be more than values.
+/// Values that would be markup, options or other protocols if they were pasted.
 pub(crate) fn hostile() -> DomainSpec {
-    let odd = "/a,b'/><source dev=\"/dev/vda\"/>&<target ";
+    let path =
+        "/srv/x'/><target dev='vdz'/></disk><disk type=\"block\"><source dev='/dev/vda'/>&amp;&<";
     DomainSpec {
         boot: Boot::Kernel {
-            kernel: odd.into(),
-            initramfs: Some(odd.into()),
-            command_line:
-                "a=\"b c\",d -drive file=/etc/passwd quiet</cmdline><loader>/etc/passwd</loader>"
-                    .parse()
-                    .unwrap(),
-        },
-        disks: vec![Disk {
-            file: odd.into(),
-            backing: Some(Backing {
-                file: odd.into(),
-                format: DiskFormat::Qcow2,
-            }),
-            ..overlay()
-        }],
-        provenance: Provenance {
-            reference: "reg.io/<a>&\"b'".to_owned(),
-            ..minimal(Machine::Amd64).provenance
-        },
-        ..minimal(Machine::Amd64)
-    }
-}
-
-/// A VM with forwarded ports, which libvirt can not give.
-pub(crate) fn forwarding() -> DomainSpec {
-    let port = |number| NonZeroU16::new(number).unwrap();
-    DomainSpec {
-        nic: Some(Nic {
-            forwards: vec![Forward {
-                host: port(2222),
-                guest: port(22),
-            }],
-        }),
-        ..minimal(Machine::Amd64)
-    }
-}
-
-fn overlay() -> Disk {
-    Disk {
-        file: "/store/instances/vm/disk-0.qcow2".into(),
-        format: DiskFormat::Qcow2,
-        backing: Some(Backing {
-            file: "/store/blobs/sha256/disk".into(),
-            format: DiskFormat::Raw,
-        }),
-        virtual_size_bytes: 1 << 30,
-        read_only: false,
-        serial: None,
-    }
-}
-
-fn minimal(machine: Machine) -> DomainSpec {
-    DomainSpec {
-        name: "vm".parse().unwrap(),
-        uuid: Uuid::of("vm"),
-        machine,
-        accelerator: Accelerator::Tcg,
-        cpus: NonZeroU32::new(2).unwrap(),
-        memory: Memory::try_from(512).unwrap(),
-        boot: Boot::Kernel {
-            kernel: "/store/blobs/sha256/kernel".into(),
-            initramfs: Some("/store/blobs/sha256/initramfs".into()),
-            command_line: format!("console={}", machine.serial_console())
+            kernel: format!("{path}/kernel,a=b").into(),
+            initramfs: Some(format!("{path}/]]>").into()),
+            command_line: "quiet</cmdline><loader>/etc/passwd</loader>"
                 .parse()
                 .unwrap(),
         },
-        disks: Vec::new(),
-        nic: None,
-        fw_cfg: Vec::new(),
-        directory: "/store/instances/vm".into(),
+        disks: vec![Disk {
+            file: format!("{path}/disk,file.filename=/etc/passwd").into(),
+            format: DiskFormat::Qcow2,
+            backing: Some(Backing {
+                file: format!("{path}/json:{{}}").into(),
+                format: DiskFormat::Qcow2,
+            }),
+            virtual_size_bytes: 1 << 30,
+            read_only: false,
+            serial: None,
+        }],
+        directory: path.into(),
         provenance: Provenance {
-            reference: "reg.io/os:1".to_owned(),
-            index_digest: Some(Digest::of(b"index")),
+            reference: "a</ironboot:reference>&<b c='d\"'>".into(),
+            index_digest: None,
             manifest_digest: Digest::of(b"manifest"),
-            method: "direct".to_owned(),
+            method: "<!--".into(),
         },
+        ..direct(Machine::Amd64)
+    }
+}
+
+/// A kernel alone, with nothing that could be left out.
+fn without_disk() -> DomainSpec {
+    let mut spec = under_kvm(direct(Machine::Amd64));
+    spec.disks.clear();
+    spec.nic = None;
+    spec.provenance.index_digest = None;
+    spec.boot = Boot::Kernel {
+        kernel: "/srv/store/kernel".into(),
+        initramfs: None,
+        command_line: CommandLine::default(),
+    };
+    spec
+}
+
+fn under_kvm(spec: DomainSpec) -> DomainSpec {
+    DomainSpec {
+        accelerator: Accelerator::Kvm,
+        ..spec
+    }
+}
+
+fn with_guest_files() -> DomainSpec {
+    let entry = |name: &str, file: &str| FwCfg {
+        name: name.parse().unwrap(),
+        file: file.into(),
+    };
+    DomainSpec {
+        fw_cfg: vec![
+            entry("opt/com.coreos/config", "/srv/vms/web/ignition.json"),
+            entry("opt/io.systemd.credentials/motd", "/srv/vms/web/a b=c"),
+        ],
+        ..direct(Machine::Amd64)
     }
 }

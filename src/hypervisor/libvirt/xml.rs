@@ -218,15 +218,13 @@ fn domain_label(labels: Labels) -> Option<Element> {
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::num::NonZeroU32;
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
     use super::*;
-    use crate::boot::CommandLine;
-    use crate::domain::{Backing, Disk, Forward, Nic, Uuid};
+    use crate::domain::{Forward, Nic};
     use crate::hypervisor::libvirt::element::tests::{read, written};
-    use crate::oci::Digest;
+    use crate::hypervisor::samples::{self, direct, firmware};
 
     const QEMU: Labels = Labels::Static(Owner {
         uid: 64055,
@@ -350,147 +348,16 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/xml/{name}.xml"))
     }
 
+    /// Every sample, under the labels of one or the other hypervisor.
     fn cases() -> Vec<(&'static str, DomainSpec, Labels)> {
-        let with = |mut spec: DomainSpec, change: fn(&mut DomainSpec)| {
-            change(&mut spec);
-            spec
+        let labels = |name: &str| match name {
+            "direct-arm64" | "disk-arm64" => Labels::Dynamic,
+            "direct-amd64-without-disk" | "direct-arm64-kvm" => Labels::None,
+            _ => QEMU,
         };
-        vec![
-            ("direct-amd64", direct(Machine::Amd64), QEMU),
-            (
-                "direct-amd64-without-disk",
-                with(direct(Machine::Amd64), |spec| {
-                    spec.accelerator = Accelerator::Kvm;
-                    spec.disks.clear();
-                    spec.nic = None;
-                    spec.provenance.index_digest = None;
-                    spec.boot = Boot::Kernel {
-                        kernel: "/srv/store/kernel".into(),
-                        initramfs: None,
-                        command_line: CommandLine::default(),
-                    };
-                }),
-                Labels::None,
-            ),
-            ("direct-arm64", direct(Machine::Arm64), Labels::Dynamic),
-            (
-                "direct-arm64-kvm",
-                with(direct(Machine::Arm64), |spec| {
-                    spec.accelerator = Accelerator::Kvm;
-                }),
-                Labels::None,
-            ),
-            ("disk-amd64", firmware(Machine::Amd64), QEMU),
-            ("disk-arm64", firmware(Machine::Arm64), Labels::Dynamic),
-            (
-                "fw-cfg",
-                with(direct(Machine::Amd64), |spec| {
-                    spec.fw_cfg = vec![
-                        FwCfg {
-                            name: "opt/com.coreos/config".parse().unwrap(),
-                            file: "/srv/vms/web/ignition.json".into(),
-                        },
-                        FwCfg {
-                            name: "opt/io.systemd.credentials/motd".parse().unwrap(),
-                            file: "/srv/vms/web/a b=c".into(),
-                        },
-                    ];
-                }),
-                QEMU,
-            ),
-            ("hostile", hostile(), QEMU),
-        ]
-    }
-
-    fn direct(machine: Machine) -> DomainSpec {
-        DomainSpec {
-            name: "web".parse().unwrap(),
-            uuid: Uuid::of("web"),
-            machine,
-            accelerator: Accelerator::Tcg,
-            cpus: NonZeroU32::new(2).unwrap(),
-            memory: "512M".parse().unwrap(),
-            boot: Boot::Kernel {
-                kernel: "/srv/store/kernel".into(),
-                initramfs: Some("/srv/store/initramfs".into()),
-                command_line: "console=ttyS0\tquiet  root=LABEL=\"a b\"".parse().unwrap(),
-            },
-            disks: vec![
-                Disk {
-                    file: "/srv/vms/web/disk.qcow2".into(),
-                    format: DiskFormat::Qcow2,
-                    backing: Some(Backing {
-                        file: "/srv/store/disk".into(),
-                        format: DiskFormat::Raw,
-                    }),
-                    virtual_size_bytes: 1 << 30,
-                    read_only: false,
-                    serial: None,
-                },
-                Disk {
-                    file: "/srv/store/squashfs".into(),
-                    format: DiskFormat::Raw,
-                    backing: None,
-                    virtual_size_bytes: 1 << 20,
-                    read_only: true,
-                    serial: Some("machineboot".parse().unwrap()),
-                },
-            ],
-            nic: Some(Nic::default()),
-            fw_cfg: Vec::new(),
-            directory: "/srv/vms/web".into(),
-            provenance: Provenance {
-                reference: "registry.example/os/web:1".into(),
-                index_digest: Some(Digest::of(b"index")),
-                manifest_digest: Digest::of(b"manifest"),
-                method: "direct".into(),
-            },
-        }
-    }
-
-    fn firmware(machine: Machine) -> DomainSpec {
-        DomainSpec {
-            boot: Boot::Firmware(Firmware {
-                code: "/usr/share/firmware/CODE.fd".into(),
-                format: DiskFormat::Raw,
-                vars: "/srv/vms/web/vars.fd".into(),
-                vars_template: "/usr/share/firmware/VARS.fd".into(),
-            }),
-            nic: None,
-            ..direct(machine)
-        }
-    }
-
-    /// Values that would be markup, options or other protocols if they were pasted.
-    fn hostile() -> DomainSpec {
-        let path = "/srv/x'/><target dev='vdz'/></disk><disk type=\"block\"><source dev='/dev/vda'/>&amp;&<";
-        DomainSpec {
-            boot: Boot::Kernel {
-                kernel: format!("{path}/kernel,a=b").into(),
-                initramfs: Some(format!("{path}/]]>").into()),
-                command_line: "quiet</cmdline><loader>/etc/passwd</loader>"
-                    .parse()
-                    .unwrap(),
-            },
-            disks: vec![Disk {
-                file: format!("{path}/disk,file.filename=/etc/passwd").into(),
-                format: DiskFormat::Qcow2,
-                backing: Some(Backing {
-                    file: format!("{path}/json:{{}}").into(),
-                    format: DiskFormat::Qcow2,
-                }),
-                virtual_size_bytes: 1 << 30,
-                read_only: false,
-                serial: None,
-            }],
-            directory: path.into(),
-            provenance: Provenance {
-                reference: "a</ironboot:reference>&<b c='d\"'>".into(),
-                index_digest: None,
-                manifest_digest: Digest::of(b"manifest"),
-                method: "<!--".into(),
-            },
-            ..direct(Machine::Amd64)
-        }
+        samples::all()
+            .into_iter()
+            .map(|(name, spec)| (name, spec, labels(name)))
+            .collect()
     }
 }
