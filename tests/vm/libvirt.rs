@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::chown;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use ironboot::domain::{Boot, DiskFormat, DomainSpec, Firmware, Nic, Uuid};
 use ironboot::hypervisor::libvirt::Libvirt;
