@@ -1,5 +1,8 @@
 //! What was typed, and nothing looked up. The comments are the help texts.
 
+// In a help text, brackets mean what may be left out.
+#![allow(rustdoc::broken_intra_doc_links)]
+
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;

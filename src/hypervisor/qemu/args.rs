@@ -1,7 +1,7 @@
 //! The QEMU command line of a VM: a pure function of its spec.
 //!
 //! Values never become option syntax: block devices are JSON, other options go through
-//! [`Options`], which doubles the commas, and the command line is an argument of its own.
+//! `Options`, which doubles the commas, and the command line is an argument of its own.
 
 use std::ffi::OsString;
 use std::path::Path;
