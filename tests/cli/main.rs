@@ -1,0 +1,40 @@
+//! The program from outside: argv in, whole output out.
+//!
+//! Each test has a [`sandbox::Sandbox`]: an environment of its own, a store of its own, firmware
+//! of its own. Images are of tiny payloads with the right magic numbers. No guest is booted here.
+//!
+//! | file          | what it is about                                                        |
+//! |---------------|-------------------------------------------------------------------------|
+//! | `plans`       | `plan`, `pull`: what is chosen, what is fetched                          |
+//! | `instances`   | `prepare`, `list`, `rm`                                                  |
+//! | `dry_runs`    | `run --dry-run`, `define --dry-run`                                      |
+//! | `images`      | `image list|inspect|rm|build|push`                                       |
+//! | `credentials` | passwords, auth files, certificates                                      |
+//! | `forms`       | every form in which images are published                                 |
+//! | `refusals`    | images that are refused, and that nothing of them stays                  |
+//! | `registries`  | registries that lack, refuse, lie or break                               |
+//! | `usage`       | what was typed wrong, and what the host lacks                            |
+//! | `together`    | many processes at once, and one that is killed                           |
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
+#[path = "../support/hostile.rs"]
+#[allow(
+    dead_code,
+    reason = "shared with the other tests, which use more of it"
+)]
+mod hostile;
+#[path = "../support/registry.rs"]
+#[allow(
+    dead_code,
+    reason = "shared with the other tests, which use more of it"
+)]
+mod registry;
+
+mod image;
+mod sandbox;
+
+mod plans;
+mod instances;
+mod dry_runs;
+mod forms;
