@@ -47,7 +47,9 @@ pub async fn push(
             let mut manifests = Vec::new();
             for entry in &index.entries {
                 let (bytes, manifest) = read(&source, from, &entry.descriptor).await?;
-                children.push((entry.descriptor.media_type.clone(), bytes));
+                let media_type = own_media_type(&bytes);
+                let media_type = media_type.unwrap_or_else(|| entry.descriptor.media_type.clone());
+                children.push((media_type, bytes));
                 manifests.push(manifest);
             }
             (children, manifests, manifest::OCI_INDEX)
@@ -108,6 +110,13 @@ async fn read(
         Document::Manifest(manifest) => Ok((raw.bytes, manifest)),
         Document::Index(_) => Err(not_whole()),
     }
+}
+
+/// What a manifest says that it is. Its index entry may say another thing of it: registries take
+/// the specification's own media type in an index, and refuse it as the type of a manifest.
+fn own_media_type(bytes: &[u8]) -> Option<String> {
+    let manifest: serde_json::Value = serde_json::from_slice(bytes).ok()?;
+    Some(manifest.get("mediaType")?.as_str()?.to_owned())
 }
 
 async fn send(

@@ -215,6 +215,7 @@ fn every_form_that_a_real_registry_takes_comes_back_as_it_was() {
         today("console=ttyS0", &["rootfs"]),
         today("", &["initramfs", "kernel", "squashfs"]),
         combined(r#"{"commandLine":"quiet","arch":"amd64"}"#),
+        four(OCI_MANIFEST),
     ]
     .iter()
     .enumerate()
