@@ -12,7 +12,7 @@
 //!                  .new-*                 being made, or left by a crash
 //!                  .gone-*                being removed, or left by a crash
 //!                  .<name>.lock           held by whoever makes or removes the instance
-//!                  .busy.lock             shared by all who do; exclusive to clear after a crash
+//! <store>/instances.lock                  shared by all who do; exclusive to clear after a crash
 //! ```
 
 use std::fs;
@@ -149,7 +149,11 @@ impl Instances {
     /// Says that a directory is being made or removed, so that nobody clears it away.
     fn busy(&self) -> Result<Option<Lock>, InstanceError> {
         files::create_dir(&self.root, 0o711)?;
-        Ok(Lock::shared(&self.root.join(".busy.lock"), Wait::ForEver)?)
+        Ok(Lock::shared(&self.busy_lock(), Wait::ForEver)?)
+    }
+
+    fn busy_lock(&self) -> PathBuf {
+        self.root.with_extension("lock")
     }
 
     /// Removes the directories that crashes have left half made or half removed.
@@ -157,7 +161,7 @@ impl Instances {
         if !self.root.exists() {
             return Ok(());
         }
-        let Some(_nobody) = Lock::exclusive(&self.root.join(".busy.lock"), Wait::No)? else {
+        let Some(_nobody) = Lock::exclusive(&self.busy_lock(), Wait::No)? else {
             return Ok(());
         };
         for name in files::names(&self.root)? {
