@@ -1,10 +1,12 @@
-//! The guest, and a VM of it: its files, and what it prints.
+//! The guest, and a VM of it: its files, and what it prints. All guests of this process together
+//! are held to as many as two CPUs can boot in time.
 
 use std::fs;
 use std::num::NonZeroU32;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use ironboot::domain::{
@@ -15,12 +17,46 @@ use ironboot::oci::Digest;
 use tempfile::TempDir;
 
 /// Long enough for an emulated guest on a busy machine.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(90);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// How many guests may still be started.
+static FREE: Mutex<u32> = Mutex::new(2);
+static FREED: Condvar = Condvar::new();
+
+/// The right to run one guest, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Permit(());
+
+impl Permit {
+    /// Waits until a guest may be started. Nobody takes two, so all get theirs.
+    pub(crate) fn take() -> Self {
+        // A test that panics does so without the lock, which is held for an instant only.
+        let free = FREE.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = FREED.wait_while(free, |free| *free == 0).unwrap();
+        *free -= 1;
+        Self(())
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *FREE.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        FREED.notify_one();
+    }
+}
+
+/// The directory with the files of the guest of `architecture`.
+pub(crate) fn files(architecture: &str) -> PathBuf {
+    let guests = std::env::var_os("IRONBOOT_TEST_GUEST")
+        .expect("IRONBOOT_TEST_GUEST is set: see the first lines of tests/vm/main.rs");
+    PathBuf::from(guests).join(architecture)
+}
 
 /// A VM's files below a directory that every user may pass through, and its spec.
 pub(crate) struct Vm {
     pub(crate) spec: DomainSpec,
     root: TempDir,
+    _permit: Permit,
 }
 
 /// What must stay as it is of a file that VMs share.
@@ -36,10 +72,8 @@ impl Vm {
     /// Lays out a VM: shared files (mode 0444) in `store`, its own in `vm`. The guest ends as
     /// `end` says; see `fixtures/guest/init`.
     pub(crate) fn of_guest(name: &str, end: &str, owner: Option<Owner>) -> Self {
-        let guest = std::env::var_os("IRONBOOT_TEST_GUEST")
-            .expect("IRONBOOT_TEST_GUEST is set to the directory that scripts/make-guest made");
-        let guest = PathBuf::from(guest);
-
+        let permit = Permit::take();
+        let guest = files("amd64");
         let root = tempfile::tempdir().unwrap();
         let [store, directory] = ["store", "vm"].map(|name| root.path().join(name));
         for path in [&store, &directory] {
@@ -107,7 +141,11 @@ impl Vm {
                 method: "direct".into(),
             },
         };
-        Self { spec, root }
+        Self {
+            spec,
+            root,
+            _permit: permit,
+        }
     }
 
     /// What the VM has printed since its last start.
@@ -130,13 +168,18 @@ impl Vm {
 
     /// The state of all shared files.
     pub(crate) fn sealed(&self) -> Vec<Sealed> {
-        let mut files: Vec<_> = fs::read_dir(self.root.path().join("store"))
-            .unwrap()
-            .map(|entry| sealed(&entry.unwrap().path()))
-            .collect();
-        files.sort_by(|a, b| a.name.cmp(&b.name));
-        files
+        sealed_in(&self.root.path().join("store"))
     }
+}
+
+/// The state of the files in `directory`, sorted by name.
+pub(crate) fn sealed_in(directory: &Path) -> Vec<Sealed> {
+    let mut files: Vec<_> = fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| sealed(&entry.unwrap().path()))
+        .collect();
+    files.sort_by(|a, b| a.name.cmp(&b.name));
+    files
 }
 
 /// Types a line.

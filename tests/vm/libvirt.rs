@@ -32,7 +32,9 @@ impl Fixture {
         let libvirt = Libvirt::open(uri()).unwrap();
         let owner = libvirt.file_owner().await.unwrap();
         assert_eq!(owner.is_some(), uri() == "qemu:///system");
-        let vm = Vm::of_guest(&format!("ironboot-test-{name}"), end, owner);
+        // The daemon is shared with other runs of these tests as well.
+        let name = format!("ironboot-test-{name}-{}", std::process::id());
+        let vm = Vm::of_guest(&name, end, owner);
         Self { libvirt, vm }
     }
 
@@ -71,7 +73,7 @@ impl Drop for Fixture {
 }
 
 /// Runs virsh; gives what it printed, if it succeeded.
-fn virsh(arguments: &[&str]) -> Option<String> {
+pub(crate) fn virsh(arguments: &[&str]) -> Option<String> {
     let output = Command::new("virsh")
         .args(["--quiet", "--connect", uri()])
         .args(arguments)
@@ -282,7 +284,7 @@ async fn a_file_that_is_not_there_is_named_in_libvirts_words() {
     let error = libvirt.start(spec).await.unwrap_err().to_string();
     let file = spec.disks[0].file.to_str().unwrap();
     assert!(
-        error.starts_with("libvirt could not start ironboot-test-missing: ")
+        error.starts_with(&format!("libvirt could not start {}: ", spec.name))
             && error.contains(file),
         "{error}"
     );

@@ -1,8 +1,26 @@
-//! Boots a small guest for real, on each hypervisor.
+//! Boots small guests for real: through the program, and through each hypervisor's trait.
 //!
-//! `IRONBOOT_TEST_GUEST` names the directory that `scripts/make-guest amd64` made; all of it runs
-//! under `scripts/with-services`. The guest is emulated (TCG), so no KVM is needed.
+//! `IRONBOOT_TEST_GUEST` names a directory that holds `amd64` and `arm64`, each made by
+//! `scripts/make-guest`; all of it runs under `scripts/with-services`, as root where libvirt is
+//! concerned. Guests are emulated (TCG), so no KVM is needed.
+//!
+//! | file        | what it is about                                                        |
+//! |-------------|-------------------------------------------------------------------------|
+//! | `boots`     | `run`: methods, architectures, forms, and what the guest is given       |
+//! | `instances` | VMs with a name: console, logs, start, stop, what stays on their disks  |
+//! | `kills`     | signals and kills at any moment, and what is left of a `run` after them |
+//! | `failures`  | QEMUs that do not start                                                 |
+//! | `libvirt`   | libvirt through the trait                                               |
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 mod guest;
+mod bench;
+mod session;
+
+mod boots;
+mod instances;
+mod kills;
+mod failures;
 #[cfg(feature = "libvirt")]
 mod libvirt;

@@ -1,0 +1,91 @@
+//! Signals and kills at any moment, and what is left of a `run` after them.
+
+use std::thread;
+use std::time::Instant;
+
+use rustix::process::{Signal, kill_process};
+
+use crate::bench::Bench;
+use crate::session::{Session, wait_until};
+
+const HANG: [&str; 4] = ["--name", "hanging", "--append", "ironboot.end=hang"];
+
+#[test]
+fn a_signal_to_run_ends_the_guest_and_removes_the_instance() {
+    let bench = Bench::new();
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {
+        let run = bench.start("run", &HANG);
+        run.prints("Linux version");
+        run.signal(signal);
+        run.ends().with_code(code);
+        bench.is_clean();
+    }
+}
+
+#[test]
+fn a_guest_whose_run_was_killed_is_listed_and_removed() {
+    let bench = Bench::new();
+    let run = bench.start("run", &HANG);
+    run.prints("IRONBOOT-HANG");
+    run.signal(Signal::KILL);
+    run.ends().with_code(137);
+    assert_eq!(bench.state("hanging").unwrap(), "running");
+    assert_eq!(bench.processes().len(), 1);
+
+    // It can still be looked at.
+    let console = Session::start(bench.command(&["console", "hanging"]));
+    console.prints("IRONBOOT-HANG");
+    console.signal(Signal::INT);
+    console.ends().with_code(130);
+
+    // The next run leaves it alone, whatever it is called.
+    let next = bench.start("run", &["--append", "ironboot.end=poweroff"]);
+    next.ends().with_code(0);
+    assert_eq!(bench.state("hanging").unwrap(), "running");
+
+    bench.does(&["rm", "--force", "hanging"]);
+    bench.is_clean();
+}
+
+#[test]
+fn an_instance_that_a_killed_run_and_qemu_left_is_swept_by_the_next_run() {
+    let bench = Bench::new();
+    let run = bench.start("run", &HANG);
+    run.prints("Linux version");
+    run.signal(Signal::KILL);
+    run.ends().with_code(137);
+    for process in bench.processes() {
+        kill_process(process, Signal::KILL).unwrap();
+    }
+    wait_until("QEMU has ended", || bench.processes().is_empty());
+    assert_eq!(bench.state("hanging").unwrap(), "stopped");
+
+    bench.start("run", &[]).ends().with_code(0);
+    bench.is_clean();
+}
+
+#[test]
+fn what_a_kill_at_any_moment_leaves_is_cleared_by_the_next_run() {
+    const MOMENTS: u32 = 10;
+    let bench = Bench::new();
+    let begun = Instant::now();
+    let run = bench.start("run", &HANG[2..]);
+    run.prints("Linux version");
+    let whole = begun.elapsed();
+    run.signal(Signal::TERM);
+    run.ends().with_code(143);
+
+    for moment in 0..MOMENTS {
+        // Without a name: nobody will ever ask for this instance again.
+        let run = bench.start("run", &HANG[2..]);
+        thread::sleep(whole * moment / MOMENTS);
+        run.signal(Signal::KILL);
+        run.ends().with_code(137);
+        for process in bench.processes() {
+            kill_process(process, Signal::KILL).unwrap();
+        }
+        wait_until("QEMU has ended", || bench.processes().is_empty());
+    }
+    bench.start("run", &[]).ends().with_code(0);
+    bench.is_clean();
+}
