@@ -4,7 +4,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::thread;
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::domain::DomainSpec;
@@ -23,6 +23,14 @@ pub(super) enum Left {
     Detached,
     /// A signal came; its number.
     Signal(u8),
+}
+
+/// The signals that ask us to end.
+#[derive(Debug)]
+pub(super) struct Signals {
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
+    hangup: Option<Signal>,
 }
 
 /// Where the guest's words go.
@@ -52,6 +60,7 @@ pub(super) async fn attach(
     spec: &DomainSpec,
     hypervisor: &dyn Hypervisor,
     sink: Sink,
+    signals: &mut Signals,
 ) -> Result<Left, OpsError> {
     // A guest that has already powered off has no keyboard, but its words are there.
     let input = hypervisor.console(spec).await.ok();
@@ -62,7 +71,7 @@ pub(super) async fn attach(
     let left = tokio::select! {
         result = follow => result.map(|()| Left::Stopped),
         _ = wait(detached) => Ok(Left::Detached),
-        number = any_signal() => Ok(Left::Signal(number)),
+        number = signals.next() => Ok(Left::Signal(number)),
     };
     drop(raw);
     left
@@ -74,9 +83,10 @@ pub(super) async fn follow(
     hypervisor: &dyn Hypervisor,
 ) -> Result<Left, OpsError> {
     let mut write = |bytes: &[u8]| Sink::Stdout.write(bytes);
+    let mut signals = Signals::listen();
     tokio::select! {
         result = console::follow(spec, hypervisor, &mut write) => result.map(|()| Left::Stopped),
-        number = any_signal() => Ok(Left::Signal(number)),
+        number = signals.next() => Ok(Left::Signal(number)),
     }
 }
 
@@ -122,18 +132,31 @@ fn read_keyboard(input: Option<ConsoleInput>) -> oneshot::Receiver<()> {
     detached
 }
 
-/// Waits for a signal that asks us to end.
-pub(super) async fn any_signal() -> u8 {
-    let wait = |kind| async move {
-        match signal(kind) {
-            Ok(mut signal) => signal.recv().await,
-            Err(_) => std::future::pending().await,
+impl Signals {
+    /// Listens from now on, instead of being ended by them.
+    pub(super) fn listen() -> Self {
+        // One that can not be listened to ends us, as it always has.
+        let listen = |kind| signal(kind).ok();
+        Self {
+            interrupt: listen(SignalKind::interrupt()),
+            terminate: listen(SignalKind::terminate()),
+            hangup: listen(SignalKind::hangup()),
         }
-    };
-    tokio::select! {
-        _ = wait(SignalKind::interrupt()) => 2,
-        _ = wait(SignalKind::terminate()) => 15,
-        _ = wait(SignalKind::hangup()) => 1,
+    }
+
+    /// Waits for one that has come since [`Signals::listen`]; its number.
+    pub(super) async fn next(&mut self) -> u8 {
+        async fn one(signal: &mut Option<Signal>) {
+            match signal {
+                Some(signal) => drop(signal.recv().await),
+                None => std::future::pending().await,
+            }
+        }
+        tokio::select! {
+            () = one(&mut self.interrupt) => 2,
+            () = one(&mut self.terminate) => 15,
+            () = one(&mut self.hangup) => 1,
+        }
     }
 }
 

@@ -8,7 +8,7 @@ use crate::cli::args::{ChoiceArgs, Cli, ImageArgs, Verb};
 use crate::cli::progress::{Amount, Drawing};
 use crate::cli::report::Report;
 use crate::cli::request::{forward, generated_name, image_request, instance_request};
-use crate::cli::terminal::{self, Left, Sink};
+use crate::cli::terminal::{self, Left, Signals, Sink};
 use crate::cli::{Ended, Output, environment, image_verbs, open_hypervisor, output, text};
 use crate::domain::{DomainName, DomainSpec};
 use crate::host::Host;
@@ -272,11 +272,13 @@ async fn run_image(
     detach: bool,
     json: bool,
 ) -> Result<Ended, Report> {
-    let start = run::start(context, request);
-    let running = tokio::select! {
-        running = start => running?,
-        number = terminal::any_signal() => return Ok(interrupted(number)),
+    // Heard from here on without a gap: one that comes while QEMU starts is answered afterwards.
+    let mut signals = Signals::listen();
+    let made = tokio::select! {
+        made = run::make(context, request) => made?,
+        number = signals.next() => return Ok(interrupted(number)),
     };
+    let running = run::start(context, made).await?;
     let record = running.record.clone();
     let spec = &record.spec;
     if detach {
@@ -284,7 +286,7 @@ async fn run_image(
         return Ok(Ended::with(format!("{}\n", spec.name), json));
     }
     let sink = if json { Sink::Stderr } else { Sink::Stdout };
-    let left = terminal::attach(spec, &Qemu, sink).await;
+    let left = terminal::attach(spec, &Qemu, sink, &mut signals).await;
     match left {
         Ok(Left::Detached) => {
             let name = &spec.name;
@@ -327,7 +329,8 @@ async fn console(context: &Context<'_>, name: &DomainName) -> Result<Ended, Repo
         report.hint = Some(format!("`ironboot logs {name}` shows what it printed"));
         return Err(report);
     }
-    let left = terminal::attach(spec, &*hypervisor, Sink::Stdout).await;
+    let mut signals = Signals::listen();
+    let left = terminal::attach(spec, &*hypervisor, Sink::Stdout, &mut signals).await;
     Ok(match left? {
         Left::Signal(number) => interrupted(number),
         Left::Stopped | Left::Detached => Ended::silently(),

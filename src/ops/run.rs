@@ -7,6 +7,13 @@ use crate::instance::Record;
 use crate::ops::prepare::{InstanceRequest, prepare};
 use crate::ops::{Context, OpsError, Progress, instances};
 
+/// A VM that is made and not started.
+#[derive(Debug)]
+pub struct Made {
+    record: Record,
+    run_lock: Lock,
+}
+
 /// A VM that runs.
 #[derive(Debug)]
 pub struct Running {
@@ -16,8 +23,9 @@ pub struct Running {
     run_lock: Lock,
 }
 
-/// Makes the instance and starts it. If it does not start, an ephemeral instance is gone again.
-pub async fn start(context: &Context<'_>, request: &InstanceRequest) -> Result<Running, OpsError> {
+/// Makes the instance. It is not there before this returns, so whoever is told to end may drop
+/// this future.
+pub async fn make(context: &Context<'_>, request: &InstanceRequest) -> Result<Made, OpsError> {
     instances::sweep(context).await?;
     let prepared = prepare(context, request, Some(&Qemu)).await?;
     let record = prepared.record;
@@ -25,7 +33,15 @@ pub async fn start(context: &Context<'_>, request: &InstanceRequest) -> Result<R
     let Some(run_lock) = context.instances.lock_run(&name)? else {
         return Err(OpsError::StillRunning { name });
     };
-    drop(prepared.lock);
+    Ok(Made { record, run_lock })
+}
+
+/// Starts the VM. If it does not start, an ephemeral instance is gone again.
+///
+/// Runs to its end: dropped halfway, it would leave a QEMU of which nobody knows.
+pub async fn start(context: &Context<'_>, made: Made) -> Result<Running, OpsError> {
+    let Made { record, run_lock } = made;
+    let name = record.spec.name.clone();
     let running = Running { record, run_lock };
     match Qemu.start(&running.record.spec).await {
         Ok(()) => {

@@ -23,6 +23,28 @@ fn a_signal_to_run_ends_the_guest_and_removes_the_instance() {
 }
 
 #[test]
+fn a_signal_at_any_moment_leaves_neither_guest_nor_instance() {
+    const MOMENTS: u32 = 12;
+    let bench = Bench::new();
+    let begun = Instant::now();
+    let run = bench.start("run", &HANG);
+    run.prints("Linux version");
+    let whole = begun.elapsed();
+    run.signal(Signal::TERM);
+    run.ends().with_code(143);
+
+    for moment in 0..MOMENTS {
+        let run = bench.start("run", &HANG);
+        // Moments are all this sleep is for; nothing depends on where they fall.
+        thread::sleep(whole * moment / MOMENTS);
+        run.signal(Signal::TERM);
+        run.ends().with_code(143);
+        assert_eq!(bench.processes(), [], "moment {moment} of {MOMENTS}");
+        bench.is_clean();
+    }
+}
+
+#[test]
 fn a_guest_whose_run_was_killed_is_listed_and_removed() {
     let bench = Bench::new();
     let run = bench.start("run", &HANG);
