@@ -157,6 +157,14 @@ impl Bench {
         self.tries(arguments).with_code(0)
     }
 
+    /// Executes the program, which must succeed, without a word about the store.
+    #[track_caller]
+    pub(crate) fn does_alone(&self, arguments: &[&str]) -> Ended {
+        let mut command = program();
+        command.args(arguments);
+        Session::start(command).ends().with_code(0)
+    }
+
     /// Executes [`Self::command`].
     pub(crate) fn tries(&self, arguments: &[&str]) -> Ended {
         Session::start(self.command(arguments)).ends()

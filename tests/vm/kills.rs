@@ -1,11 +1,13 @@
 //! Signals and kills at any moment, and what is left of a `run` after them.
 
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 
-use crate::bench::Bench;
+use crate::bench::{Bench, MACHINE};
 use crate::session::{Session, wait_until};
 
 const HANG: [&str; 4] = ["--name", "hanging", "--append", "ironboot.end=hang"];
@@ -109,5 +111,27 @@ fn what_a_kill_at_any_moment_leaves_is_cleared_by_the_next_run() {
         wait_until("QEMU has ended", || bench.processes().is_empty());
     }
     bench.start("run", &[]).ends().with_code(0);
+    bench.is_clean();
+}
+
+#[test]
+fn a_qemu_that_does_not_answer_is_killed() {
+    let bench = Bench::new();
+    // By another path than the one that the kernel gives for QEMU's working directory.
+    let link = bench.root().join("link");
+    symlink(bench.store(), &link).unwrap();
+    fs::create_dir(bench.store()).unwrap();
+    let link = link.display().to_string();
+    let image = bench.image();
+    let mut arguments = vec!["--store", &link, "run", &image, "--detach"];
+    arguments.extend(MACHINE.iter().chain(&HANG[..2]));
+    bench.does_alone(&arguments);
+    let processes = bench.processes();
+    assert_eq!(processes.len(), 1);
+    kill_process(processes[0], Signal::STOP).unwrap();
+
+    let begun = Instant::now();
+    bench.does_alone(&["--store", &link, "rm", "--force", "hanging"]);
+    assert!(begun.elapsed() < Duration::from_secs(30));
     bench.is_clean();
 }

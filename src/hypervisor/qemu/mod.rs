@@ -16,7 +16,7 @@ mod qmp;
 
 use std::fs::{self, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -279,9 +279,13 @@ fn kill(spec: &DomainSpec) -> Result<(), HypervisorError> {
     let path = spec.directory.join(args::PID_FILE);
     let text = fs::read_to_string(&path).map_err(of_file(&path))?;
     let process = text.trim().parse().ok().and_then(Pid::from_raw);
+    // Not by path: the kernel tells it without the symbolic links of ours.
+    let identity =
+        |directory: &Path| fs::metadata(directory).map(|metadata| (metadata.dev(), metadata.ino()));
+    let own = identity(&spec.directory).map_err(of_file(&spec.directory))?;
     let is_ours = |pid: Pid| {
-        fs::read_link(format!("/proc/{}/cwd", pid.as_raw_nonzero()))
-            .is_ok_and(|directory| directory == spec.directory)
+        let working = format!("/proc/{}/cwd", pid.as_raw_nonzero());
+        identity(Path::new(&working)).is_ok_and(|directory| directory == own)
     };
     match process.filter(|pid| is_ours(*pid)) {
         Some(pid) => kill_process(pid, Signal::KILL).map_err(|error| of_file(&path)(error.into())),
