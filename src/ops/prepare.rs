@@ -111,6 +111,9 @@ pub async fn prepare(
         return Err(InstanceError::Different { name, difference }.into());
     }
     let is_new = present.is_none();
+    // The one that is there stays what it is: a `run` that goes away does not take with it what it
+    // did not make.
+    let record = present.unwrap_or(record);
     if is_new {
         let owner = match hypervisor {
             Some(hypervisor) => hypervisor.file_owner().await?,

@@ -105,7 +105,7 @@ fn a_vm_that_is_started_again_has_the_disk_of_its_first_boot() {
 }
 
 #[test]
-fn a_persistent_run_keeps_its_disk() {
+fn a_persistent_run_keeps_its_disk_whoever_runs_it_again() {
     let bench = Bench::new();
     let options = named("kept", "ironboot.end=write");
     let mut persistent = options.to_vec();
@@ -118,6 +118,14 @@ fn a_persistent_run_keeps_its_disk() {
         notes(&second.stdout),
         ["IRONBOOT-NOTE boot 1", "IRONBOOT-WRITE-OK"]
     );
+
+    // A run without --persistent did not make this disk, so it is not its to remove.
+    let third = bench.start("run", &options).ends().with_code(0);
+    assert_eq!(
+        notes(&third.stdout),
+        ["IRONBOOT-NOTE boot 2", "IRONBOOT-WRITE-OK"]
+    );
+    assert_eq!(bench.state("kept").unwrap(), "stopped");
 
     let other = bench.start("run", &["--json", "--name", "kept"]).ends();
     assert_eq!(other.with_code(125).error().0, "conflict");
