@@ -156,7 +156,8 @@ impl Instances {
         self.root.with_extension("lock")
     }
 
-    /// Removes the directories that crashes have left half made or half removed.
+    /// Removes what crashes and refusals have left: directories half made or half removed, and
+    /// locks of names that no instance has.
     pub fn clear(&self) -> Result<(), InstanceError> {
         if !self.root.exists() {
             return Ok(());
@@ -166,8 +167,18 @@ impl Instances {
         };
         for name in files::names(&self.root)? {
             if name.starts_with(".new-") || name.starts_with(".gone-") {
-                let path = self.root.join(name);
+                let path = self.root.join(&name);
                 fs::remove_dir_all(&path).map_err(FileError::of("remove", &path))?;
+            } else if let Some(locked) = name
+                .strip_prefix('.')
+                .and_then(|name| name.strip_suffix(".lock"))
+            {
+                let path = self.root.join(&name);
+                // Held while it is removed: whoever waits for it takes a new one.
+                let lock = Lock::exclusive(&path, Wait::No)?;
+                if lock.is_some() && !self.root.join(locked).exists() {
+                    files::remove(&path)?;
+                }
             }
         }
         Ok(())
@@ -257,8 +268,19 @@ mod tests {
         instances.clear().unwrap();
         assert!(draft.path().exists() && half_removed.exists());
         drop(draft);
+        let [of_none, held, of_one] = ["none", "held", "one"].map(|name| {
+            let lock = instances.lock(&name.parse().unwrap(), Wait::No).unwrap();
+            (
+                directory.path().join(format!("instances/.{name}.lock")),
+                lock,
+            )
+        });
+        fs::create_dir(directory.path().join("instances/one")).unwrap();
+        drop((of_none.1, of_one.1));
         instances.clear().unwrap();
         assert!(!half_removed.exists());
+        assert!(!of_none.0.exists() && held.0.exists() && of_one.0.exists());
+        fs::remove_dir(directory.path().join("instances/one")).unwrap();
         assert_eq!(instances.names().unwrap(), []);
     }
 }

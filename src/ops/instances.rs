@@ -116,7 +116,8 @@ pub async fn remove(
     forget(context, name)
 }
 
-/// Removes the ephemeral instances whose `run` was killed and whose VM has stopped since.
+/// Removes the ephemeral instances whose `run` was killed and whose VM has stopped since, and the
+/// pins of those that were killed before there was an instance.
 pub(super) async fn sweep(context: &Context<'_>) -> Result<(), OpsError> {
     for name in context.instances.names()? {
         // A damaged record is reported by whoever asks for that instance.
@@ -133,6 +134,16 @@ pub(super) async fn sweep(context: &Context<'_>) -> Result<(), OpsError> {
             continue;
         };
         if qemu::Qemu.state(&record.spec).await? == DomainState::Stopped {
+            forget(context, &name)?;
+        }
+    }
+    for (name, _) in context.store.pins()? {
+        let Ok(name) = name.parse() else { continue };
+        // A pin is made under the lock of its name.
+        let Ok(_lock) = context.instances.lock(&name, Wait::No) else {
+            continue;
+        };
+        if let Ok(None) = context.instances.find(&name) {
             forget(context, &name)?;
         }
     }

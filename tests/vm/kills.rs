@@ -76,6 +76,11 @@ fn an_instance_that_a_killed_run_and_qemu_left_is_swept_by_the_next_run() {
     let bench = Bench::new();
     let run = bench.start("run", &HANG);
     run.prints("Linux version");
+    // As if another had been killed between its first step and its second.
+    let pins = bench.store().join("pins");
+    let pin = fs::read_to_string(pins.join("hanging.json")).unwrap();
+    let pin = pin.replace("hanging", "killed-early");
+    fs::write(pins.join("killed-early.json"), pin).unwrap();
     run.signal(Signal::KILL);
     run.ends().with_code(137);
     for process in bench.processes() {
@@ -84,8 +89,14 @@ fn an_instance_that_a_killed_run_and_qemu_left_is_swept_by_the_next_run() {
     wait_until("QEMU has ended", || bench.processes().is_empty());
     assert_eq!(bench.state("hanging").unwrap(), "stopped");
 
+    // One that is refused leaves the lock of its name.
+    let refused = bench.start("run", &["--variant", "metal"]);
+    refused.ends().with_code(125);
+
     bench.start("run", &[]).ends().with_code(0);
     bench.is_clean();
+    let instances = fs::read_dir(bench.store().join("instances")).unwrap();
+    assert_eq!(instances.count(), 0);
 }
 
 #[test]
