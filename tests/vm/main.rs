@@ -10,6 +10,7 @@
 //! | `instances` | VMs with a name: console, logs, start, stop, what stays on their disks  |
 //! | `kills`     | signals and kills at any moment, and what is left of a `run` after them |
 //! | `failures`  | QEMUs that do not start                                                 |
+//! | `define`    | libvirt through the program                                             |
 //! | `libvirt`   | libvirt through the trait                                               |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
@@ -22,5 +23,7 @@ mod boots;
 mod instances;
 mod kills;
 mod failures;
+#[cfg(feature = "libvirt")]
+mod define;
 #[cfg(feature = "libvirt")]
 mod libvirt;

@@ -1,0 +1,291 @@
+//! libvirt through the program: its system daemon, as root, whose QEMU is another user.
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::Instant;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::bench::Bench;
+use crate::boots::Given;
+use crate::libvirt::virsh;
+use crate::session::{Ended, Session, markers, wait_until};
+
+/// A domain's name, and a store for its instance.
+struct Defined {
+    bench: Bench,
+    name: String,
+}
+
+impl Defined {
+    /// `name` is a test's own; other runs of these tests share the daemon.
+    fn new(name: &str) -> Self {
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "the system's libvirt wants root"
+        );
+        Self {
+            bench: Bench::new(),
+            name: format!("ironboot-cli-{name}-{}", std::process::id()),
+        }
+    }
+
+    /// Starts `define` of the tests' image and machine under the name.
+    fn define(&self, options: &[&str]) -> Session {
+        let mut all = vec!["--json", "--name", &self.name];
+        all.extend(options);
+        self.bench.start("define", &all)
+    }
+
+    /// Executes it; it must succeed. Gives what it says.
+    #[track_caller]
+    fn defines(&self, options: &[&str]) -> Value {
+        self.define(options).ends().with_code(0).json()
+    }
+
+    /// Executes `verb` on the instance, which must succeed.
+    #[track_caller]
+    fn does(&self, verb: &str, options: &[&str]) -> Ended {
+        let mut all = vec![verb, &self.name];
+        all.extend(options);
+        self.bench.does(&all)
+    }
+
+    #[track_caller]
+    fn state(&self) -> Option<String> {
+        self.bench.state(&self.name)
+    }
+
+    #[track_caller]
+    fn reaches(&self, state: &str) {
+        wait_until(state, || self.state().as_deref() == Some(state));
+    }
+
+    fn uuid(&self) -> Option<String> {
+        virsh(&["domuuid", &self.name])
+    }
+
+    /// Removes it; fails unless nothing is left, here and at libvirt.
+    #[track_caller]
+    fn is_removed(&self, options: &[&str]) {
+        self.does("rm", options);
+        self.bench.is_clean();
+        let names = virsh(&["list", "--all", "--name"]).unwrap();
+        assert!(!names.lines().any(|name| name == self.name), "{names}");
+        for directory in ["/var/lib/libvirt/qemu/nvram", "/etc/libvirt/qemu"] {
+            assert_eq!(names_with(Path::new(directory), &self.name), [""; 0]);
+        }
+    }
+}
+
+impl Drop for Defined {
+    fn drop(&mut self) {
+        // Only a test that failed has left it.
+        virsh(&["destroy", &self.name]);
+        virsh(&["undefine", "--nvram", &self.name]);
+    }
+}
+
+/// The names in `directory`, if there is one, that begin with `start`.
+fn names_with(directory: &Path, start: &str) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten();
+    entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with(start))
+        .collect()
+}
+
+#[test]
+fn a_domain_is_defined_watched_changed_and_removed() {
+    let vm = Defined::new("life");
+    vm.bench.does(&["pull", &vm.bench.image()]);
+    let blobs = vm.bench.blobs();
+    let options = ["--append", "ironboot.end=hang"];
+
+    let mut starting = options.to_vec();
+    starting.push("--start");
+    let defined = vm.defines(&starting);
+    assert_eq!(defined["created"], true);
+    assert_eq!(defined["domain"]["state"], "running");
+    assert_eq!(defined["domain"]["hypervisor"], "qemu:///system");
+    let uuid = vm.uuid().unwrap();
+
+    let console = Session::start(vm.bench.command(&["console", &vm.name]));
+    console.prints("IRONBOOT-HANG");
+    assert_eq!(vm.bench.blobs(), blobs);
+    console.signal(Signal::TERM);
+    console.ends().with_code(143);
+    assert_eq!(vm.state().unwrap(), "running");
+    let logs = vm.does("logs", &[]).stdout;
+    assert!(markers(&logs).contains(&"IRONBOOT-HANG"), "{logs}");
+
+    // The same again, while it runs and by whichever words.
+    for again in [&options[..], &starting] {
+        let defined = vm.defines(again);
+        assert_eq!(defined["created"], false);
+        assert_eq!(defined["domain"]["state"], "running");
+        assert_eq!(vm.uuid().unwrap(), uuid);
+    }
+
+    let changed = ["--append", "ironboot.end=shell"];
+    let replaced = ["--append", "ironboot.end=shell", "--replace"];
+    for options in [&changed[..], &replaced] {
+        let refused = vm.define(options).ends().with_code(125);
+        assert_eq!(refused.error().0, "conflict");
+        assert_eq!(vm.state().unwrap(), "running");
+    }
+    let stop = ["stop", "--json", "--timeout", "1", &vm.name];
+    let stop = vm.bench.tries(&stop).with_code(124);
+    assert_eq!(stop.error().0, "timeout");
+    vm.does("stop", &["--force"]);
+    assert_eq!(vm.state().unwrap(), "stopped");
+    assert_eq!(vm.bench.blobs(), blobs);
+
+    let refused = vm.define(&changed).ends().with_code(125);
+    assert_eq!(refused.error().0, "conflict");
+    assert_eq!(vm.defines(&replaced)["created"], true);
+    vm.does("start", &[]);
+    let mut console = Session::start_to_type(vm.bench.command(&["console", &vm.name]));
+    console.prints("guest# ");
+    console.types("echo $((6 * 7))-typed; poweroff -f\n");
+    console.prints("42-typed");
+    console.ends().with_code(0);
+    vm.reaches("stopped");
+    assert_eq!(vm.bench.blobs(), blobs);
+    vm.is_removed(&[]);
+}
+
+#[test]
+fn a_domain_boots_its_disk_by_firmware_and_leaves_no_variables() {
+    let vm = Defined::new("disk");
+    vm.defines(&["--boot", "disk", "--start"]);
+    let logs = vm.does("logs", &["--follow"]).stdout;
+    for marker in ["IRONBOOT-EFI yes", "IRONBOOT-ROOT-OK"] {
+        assert!(markers(&logs).contains(&marker), "{logs}");
+    }
+    vm.reaches("stopped");
+    vm.is_removed(&[]);
+}
+
+#[test]
+fn a_domain_of_another_architecture_boots() {
+    let vm = Defined::new("arm64");
+    vm.defines(&["--arch", "arm64", "--append", "ironboot.disks=2", "--start"]);
+    let logs = vm.does("logs", &["--follow"]).stdout;
+    let machine = &"IRONBOOT-MACHINE aarch64";
+    assert!(markers(&logs).contains(machine), "{logs}");
+    assert!(logs.contains("ro=1 serial=machineboot"), "{logs}");
+    vm.is_removed(&["--force"]);
+}
+
+#[test]
+fn a_domains_guest_reads_its_ignition_config_and_its_credentials() {
+    let vm = Defined::new("given");
+    let given = Given::new(&vm.bench);
+    let mut options = given.options().to_vec();
+    options.push("--start");
+    vm.defines(&options);
+    // Everybody who may look at a domain sees its document.
+    let document = virsh(&["dumpxml", "--security-info", &vm.name]).unwrap();
+    assert!(!document.contains(Given::SECRET), "{document}");
+    let logs = vm.does("logs", &["--follow"]).stdout;
+    let markers = markers(&logs);
+    let printed: Vec<_> = markers
+        .iter()
+        .filter(|line| line.contains("FWCFG"))
+        .collect();
+    assert_eq!(printed, given.markers().iter().collect::<Vec<_>>());
+    vm.is_removed(&["--force"]);
+}
+
+#[test]
+fn a_domain_that_runs_is_removed_by_force_only() {
+    let vm = Defined::new("force");
+    vm.defines(&["--append", "ironboot.end=hang", "--start"]);
+    let refused = vm.bench.tries(&["rm", "--json", &vm.name]).with_code(125);
+    assert_eq!(refused.error().0, "conflict");
+    assert_eq!(vm.state().unwrap(), "running");
+    vm.is_removed(&["--force"]);
+}
+
+#[test]
+fn a_domain_of_somebody_elses_is_a_conflict_and_stays() {
+    let vm = Defined::new("foreign");
+    let document = vm.bench.root().join("domain.xml");
+    let name = &vm.name;
+    let theirs = format!(
+        "<domain type='qemu'><name>{name}</name><memory unit='MiB'>64</memory>\
+         <os><type arch='x86_64'>hvm</type></os></domain>"
+    );
+    fs::write(&document, theirs).unwrap();
+    virsh(&["define", document.to_str().unwrap()]).unwrap();
+    let before = virsh(&["dumpxml", name]).unwrap();
+
+    for options in [&[][..], &["--start"], &["--replace"]] {
+        let refused = vm.define(options).ends().with_code(125);
+        assert_eq!(refused.error().0, "conflict", "{refused}");
+        vm.bench.is_clean();
+        assert_eq!(virsh(&["dumpxml", name]).unwrap(), before);
+    }
+}
+
+#[test]
+fn a_domain_that_vanished_comes_back_by_start_and_by_define() {
+    let vm = Defined::new("vanished");
+    let options = ["--append", "ironboot.end=hang"];
+    vm.defines(&options);
+    let uuid = vm.uuid().unwrap();
+    let vanish = || {
+        virsh(&["destroy", &vm.name]);
+        virsh(&["undefine", &vm.name]).unwrap();
+        assert_eq!(vm.state().unwrap(), "unknown");
+    };
+
+    vanish();
+    vm.does("start", &[]);
+    assert_eq!(vm.state().unwrap(), "running");
+    assert_eq!(vm.uuid().unwrap(), uuid);
+
+    vanish();
+    let defined = vm.defines(&options);
+    assert_eq!(defined["created"], false);
+    assert_eq!(defined["domain"]["state"], "stopped");
+    assert_eq!(vm.uuid().unwrap(), uuid);
+
+    // One that runs when it is undefined would be gone for good once it stops.
+    vm.does("start", &[]);
+    virsh(&["undefine", &vm.name]).unwrap();
+    assert_eq!(vm.defines(&options)["domain"]["state"], "running");
+    vm.does("stop", &["--force"]);
+    assert_eq!(vm.state().unwrap(), "stopped");
+
+    // An instance without a domain is removed as well.
+    vanish();
+    vm.is_removed(&[]);
+}
+
+#[test]
+fn a_define_that_was_killed_at_any_moment_is_completed_by_the_next() {
+    const MOMENTS: u32 = 10;
+    let vm = Defined::new("killed");
+    let options = ["--append", "ironboot.end=hang", "--start"];
+    vm.bench.does(&["pull", &vm.bench.image()]);
+    let begun = Instant::now();
+    vm.defines(&options);
+    let whole = begun.elapsed();
+    vm.is_removed(&["--force"]);
+
+    for moment in 0..MOMENTS {
+        let define = vm.define(&options);
+        // Moments are all this sleep is for; nothing depends on where they fall.
+        thread::sleep(whole * moment / MOMENTS);
+        define.signal(Signal::KILL);
+        define.ends();
+
+        let defined = vm.defines(&options);
+        assert_eq!(defined["domain"]["state"], "running", "moment {moment}");
+        vm.is_removed(&["--force"]);
+    }
+}
