@@ -383,6 +383,10 @@ fn source(error: &SourceError) -> (Kind, Option<String>) {
             Kind::Host,
             hint("on Debian: `apt-get install ca-certificates`"),
         ),
+        // What was named is not there; the host could run it.
+        Error::Io { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            (Kind::NotFound, hint("check the path"))
+        }
         Error::Io { .. } => (Kind::Host, None),
     }
 }

@@ -352,3 +352,18 @@ fn a_reference_may_have_a_transport_and_a_digest_and_a_tag_beside_it() {
     }
     assert_eq!(server.count("/v2/os/manifests/moved"), 0);
 }
+
+#[test]
+fn a_layout_that_is_not_there_is_not_found() {
+    let sandbox = Sandbox::new();
+    check(
+        &sandbox.run("plan oci:none").text(),
+        r#"
+        ------- stderr -------
+        error: cannot open $TMP/home/none
+          caused by: No such file or directory (os error 2)
+        hint: check the path
+        [exit status: 125]
+        "#,
+    );
+}
