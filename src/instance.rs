@@ -46,6 +46,14 @@ pub struct Record {
     pub ephemeral: bool,
 }
 
+/// The lock of a name; its file goes with it unless there is an instance.
+#[derive(Debug)]
+pub struct NameLock {
+    _lock: Lock,
+    path: PathBuf,
+    directory: PathBuf,
+}
+
 /// An instance that is being made; dropped before [`Draft::commit`], it leaves nothing.
 #[derive(Debug)]
 pub struct Draft {
@@ -107,10 +115,15 @@ impl Instances {
     }
 
     /// Locks the name against everybody else who would make or remove the instance.
-    pub fn lock(&self, name: &DomainName, wait: Wait) -> Result<Lock, InstanceError> {
+    pub fn lock(&self, name: &DomainName, wait: Wait) -> Result<NameLock, InstanceError> {
         files::create_dir(&self.root, 0o711)?;
         let path = self.root.join(format!(".{name}.lock"));
-        Lock::exclusive(&path, wait)?.ok_or_else(|| InstanceError::Busy { name: name.clone() })
+        let lock = Lock::exclusive(&path, wait)?;
+        Ok(NameLock {
+            _lock: lock.ok_or_else(|| InstanceError::Busy { name: name.clone() })?,
+            path,
+            directory: self.directory(name),
+        })
     }
 
     /// The record of `name`; none if there is no such instance.
@@ -190,8 +203,8 @@ impl Instances {
         Ok(Lock::exclusive(&path, Wait::No)?)
     }
 
-    /// Removes the instance's directory and its lock file, whose lock the caller holds; what is
-    /// not there is no error.
+    /// Removes the instance's directory; the caller holds the name's lock. What is not there is no
+    /// error.
     pub fn remove(&self, name: &DomainName) -> Result<(), InstanceError> {
         let _busy = self.busy()?;
         let gone = tempfile::Builder::new()
@@ -205,9 +218,18 @@ impl Instances {
             result => result.map_err(FileError::of("remove", &directory))?,
         }
         files::sync_dir(&self.root)?;
-        files::remove(&self.root.join(format!(".{name}.lock")))?;
         let path = gone.path().to_owned();
         Ok(gone.close().map_err(FileError::of("remove", &path))?)
+    }
+}
+
+impl Drop for NameLock {
+    fn drop(&mut self) {
+        // Names that no instance has would otherwise leave their files behind for ever. The lock is
+        // still held, and whoever waits for it takes a new file; a file that stays does no harm.
+        if !self.directory.exists() {
+            drop(files::remove(&self.path));
+        }
     }
 }
 

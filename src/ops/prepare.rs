@@ -5,11 +5,11 @@ use std::num::NonZeroU32;
 
 use crate::boot::{BootMethod, BootPlan, PlanError};
 use crate::domain::{Accelerator, DomainName, DomainSpec, Machine, Memory, Nic, Provenance, Uuid};
-use crate::files::{FileError, Lock, Wait};
+use crate::files::{FileError, Wait};
 use crate::firmware::{self, FirmwareFiles};
 use crate::hypervisor::{Hypervisor, Owner};
 use crate::image::Selected;
-use crate::instance::{InstanceError, Record};
+use crate::instance::{InstanceError, NameLock, Record};
 use crate::oci::Digest;
 use crate::ops::pull::{self, Extent};
 use crate::ops::resolve::{ImageRequest, resolve};
@@ -62,7 +62,7 @@ pub struct Prepared {
     /// Whether it was made now, or was there.
     pub is_new: bool,
     /// Held against everybody else who would make or remove it.
-    pub lock: Lock,
+    pub lock: NameLock,
 }
 
 /// Pulls the image and makes the instance; one that is there and the same is left as it is.

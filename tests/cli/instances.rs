@@ -347,3 +347,12 @@ fn instances_are_listed_and_removed_with_their_files_and_pins() {
         "#,
     );
 }
+
+#[test]
+fn a_name_that_no_instance_has_leaves_nothing_behind() {
+    let sandbox = Sandbox::new();
+    for line in ["start vm", "rm vm", "prepare --name vm oci:none"] {
+        assert_eq!(sandbox.run(line).status, 125);
+        assert_eq!(sandbox.names("instances"), Vec::<String>::new(), "{line}");
+    }
+}
