@@ -73,6 +73,18 @@ impl Image {
             .unwrap_or_else(|| panic!("no {name} in {:?}", self.names))
     }
 
+    /// The size of what is called `name`.
+    pub(crate) fn size(&self, name: &str) -> usize {
+        self.blobs[self.digest(name)].len()
+    }
+
+    /// Calls what was called `from` otherwise.
+    pub(crate) fn rename(&mut self, from: &str, to: &str) {
+        let mut names = self.names.iter_mut();
+        let (_, name) = names.find(|(_, name)| name == from).unwrap();
+        to.clone_into(name);
+    }
+
     /// The path by which a registry is asked for the blob called `name`.
     pub(crate) fn blob_path(&self, name: &str) -> String {
         format!("/v2/os/blobs/{}", self.digest(name))
@@ -207,26 +219,42 @@ pub(crate) fn initramfs() -> Vec<u8> {
 
 /// One amd64 manifest with all that direct boot takes, and a disk.
 pub(crate) fn direct() -> Image {
-    let mut image = Image::default();
-    let config = image.config(
-        "config",
+    single(
         r#"{"commandLine":"console=ttyS0 root=LABEL=ROOT ro"}"#,
-    );
-    let layers = [
-        image.layer("disk", "rootfs", &disk("amd64")),
-        image.layer("kernel", "kernel", &kernel("amd64")),
-        image.layer("initramfs", "initramfs", &initramfs()),
-        image.layer("squashfs", "squashfs", &squashfs()),
-    ];
+        &[
+            ("disk", "rootfs", &disk("amd64")),
+            ("kernel", "kernel", &kernel("amd64")),
+            ("initramfs", "initramfs", &initramfs()),
+            ("squashfs", "squashfs", &squashfs()),
+        ],
+    )
+}
+
+/// One amd64 manifest of `layers`: name, media type, content.
+pub(crate) fn single(config: &str, layers: &[(&str, &str, &[u8])]) -> Image {
+    let mut image = Image::default();
+    let config = image.config("config", config);
+    let layers: Vec<Value> = layers
+        .iter()
+        .map(|(name, kind, bytes)| image.layer(name, kind, bytes))
+        .collect();
     let manifest = image.document("manifest", OCI_MANIFEST, &manifest(&config, &layers));
     image.index(&[entry(manifest, "amd64")])
 }
 
 /// One amd64 manifest of one disk.
 pub(crate) fn disk_only(disk: &[u8]) -> Image {
+    single("{}", &[("disk", "rootfs", disk)])
+}
+
+/// One manifest for `architecture` that is booted by its kernel.
+pub(crate) fn kernel_of(architecture: &str) -> Image {
     let mut image = Image::default();
-    let config = image.config("config", "{}");
-    let layers = [image.layer("disk", "rootfs", disk)];
+    let config = image.config("config", r#"{"commandLine":"quiet"}"#);
+    let layers = [
+        image.layer("kernel", "kernel", &kernel(architecture)),
+        image.layer("initramfs", "initramfs", &initramfs()),
+    ];
     let manifest = image.document("manifest", OCI_MANIFEST, &manifest(&config, &layers));
-    image.index(&[entry(manifest, "amd64")])
+    image.index(&[entry(manifest, architecture)])
 }

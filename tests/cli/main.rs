@@ -8,13 +8,9 @@
 //! | `plans`       | `plan`, `pull`: what is chosen, what is fetched                          |
 //! | `instances`   | `prepare`, `list`, `rm`                                                  |
 //! | `dry_runs`    | `run --dry-run`, `define --dry-run`                                      |
-//! | `images`      | `image list|inspect|rm|build|push`                                       |
-//! | `credentials` | passwords, auth files, certificates                                      |
 //! | `forms`       | every form in which images are published                                 |
-//! | `refusals`    | images that are refused, and that nothing of them stays                  |
-//! | `registries`  | registries that lack, refuse, lie or break                               |
-//! | `usage`       | what was typed wrong, and what the host lacks                            |
-//! | `together`    | many processes at once, and one that is killed                           |
+//! | `selections`  | images of which no single or no readable manifest is meant               |
+//! | `contents`    | layers that are not what they say                                        |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
@@ -33,8 +29,11 @@ mod registry;
 
 mod image;
 mod sandbox;
+mod refusal;
 
 mod plans;
 mod instances;
 mod dry_runs;
 mod forms;
+mod selections;
+mod contents;

@@ -232,13 +232,9 @@ fn settled(line: &str) -> String {
     {
         text = format!("{what} in $SECONDS s\n");
     }
-    for (shape, word) in [(UUID, "$UUID"), (MAC, "$MAC")] {
-        let is_at = |place: usize| {
-            let end = place + shape.len();
-            let found = text.as_bytes().get(place..end);
-            found.is_some_and(|found| found.iter().zip(shape.bytes()).all(has_shape))
-        };
-        if let Some(place) = (0..text.len()).find(|place| is_at(*place)) {
+    let digest = format!("sha256:{}", "x".repeat(64));
+    for (shape, word) in [(UUID, "$UUID"), (MAC, "$MAC"), (&digest, "sha256:$OTHER")] {
+        while let Some(place) = find_shape(&text, shape) {
             text.replace_range(place..place + shape.len(), word);
         }
     }
@@ -249,11 +245,13 @@ fn settled(line: &str) -> String {
 const UUID: &str = "xxxxxxxx-xxxx-xxxx-xxxx-xxxxxxxxxxxx";
 const MAC: &str = "52:54:00:xx:xx:xx";
 
-fn has_shape((byte, shape): (&u8, u8)) -> bool {
-    match shape {
+fn find_shape(text: &str, shape: &str) -> Option<usize> {
+    let is_alike = |(byte, shape): (&u8, u8)| match shape {
         b'x' => byte.is_ascii_hexdigit(),
         _ => *byte == shape,
-    }
+    };
+    let mut windows = text.as_bytes().windows(shape.len());
+    windows.position(|window| window.iter().zip(shape.bytes()).all(is_alike))
 }
 
 impl Output {
