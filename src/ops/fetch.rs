@@ -4,8 +4,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt};
-use tokio::sync::mpsc;
+use futures_util::StreamExt;
+use tokio::sync::{mpsc, watch};
 
 use crate::oci::{Descriptor, Digest};
 use crate::ops::{Context, OpsError, Progress, blocking};
@@ -31,29 +31,47 @@ pub(super) struct Item {
 }
 
 /// Fetches what the store lacks of `items`. Returns the digests that are new.
+///
+/// If one of them fails, the others are stopped and waited for, so that whoever cleans up
+/// afterwards finds no fetch that still writes.
 pub(super) async fn fetch(
     context: &Context<'_>,
     source: &dyn Source,
     lease: &Arc<Lease>,
     items: Vec<Item>,
 ) -> Result<Vec<Digest>, OpsError> {
-    let new: Vec<Option<Digest>> = futures_util::stream::iter(items)
-        .map(|item| fetch_one(context, source, lease, item))
-        .buffer_unordered(PARALLEL)
-        .try_collect()
-        .await?;
-    Ok(new.into_iter().flatten().collect())
+    let (stop, stopped) = watch::channel(false);
+    let mut answers = futures_util::stream::iter(items)
+        .map(|item| fetch_one(context, source, lease, item, stopped.clone()))
+        .buffer_unordered(PARALLEL);
+    let mut new = Vec::new();
+    let mut failed = None;
+    while let Some(answer) = answers.next().await {
+        match answer {
+            Ok(digest) => new.extend(digest),
+            Err(error) => {
+                stop.send_replace(true);
+                failed.get_or_insert(error);
+            }
+        }
+    }
+    failed.map_or(Ok(new), Err)
 }
 
+/// Fetches a blob. Returns its digest if it is new, and nothing if it was there or was stopped.
 async fn fetch_one(
     context: &Context<'_>,
     source: &dyn Source,
     lease: &Arc<Lease>,
     item: Item,
+    mut stopped: watch::Receiver<bool>,
 ) -> Result<Option<Digest>, OpsError> {
     let digest = item.descriptor.digest;
     // A partial that an earlier fetch left may be wrong: then, once, everything is fetched anew.
     for _ in 0..2 {
+        if *stopped.borrow() {
+            return Ok(None);
+        }
         let Some(ingest) = claim(lease, &item.descriptor).await? else {
             return Ok(None);
         };
@@ -64,7 +82,9 @@ async fn fetch_one(
             size_bytes: item.descriptor.size,
             offset_bytes: ingest.offset(),
         });
-        let ingest = receive(context, source, ingest).await?;
+        let Some(ingest) = receive(context, source, ingest, &mut stopped).await? else {
+            return Ok(None);
+        };
         match blocking(move || ingest.commit()).await {
             Ok(_) => {
                 (context.report)(Progress::BlobDone { blob: digest });
@@ -91,28 +111,50 @@ async fn claim(lease: &Arc<Lease>, blob: &Descriptor) -> Result<Option<Box<Inges
     })
 }
 
-/// Receives all bytes of a blob, however often the connection breaks.
+/// What `work` comes to; nothing if it is stopped before.
+async fn unless_stopped<T>(
+    stopped: &mut watch::Receiver<bool>,
+    work: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        done = work => Some(done),
+        // The sender lives as long as any fetch does.
+        _ = stopped.wait_for(|stop| *stop) => None,
+    }
+}
+
+/// Receives all bytes of a blob, however often the connection breaks; nothing if it is stopped.
 async fn receive(
     context: &Context<'_>,
     source: &dyn Source,
     mut ingest: Box<Ingest>,
-) -> Result<Box<Ingest>, OpsError> {
+    stopped: &mut watch::Receiver<bool>,
+) -> Result<Option<Box<Ingest>>, OpsError> {
     let expected = ingest.expected().clone();
     let mut breaks = 0;
     while ingest.offset() < expected.size {
         let before = ingest.offset();
-        let broken = match source.blob(&expected, before).await {
+        let asked = unless_stopped(stopped, source.blob(&expected, before)).await;
+        let Some(answer) = asked else {
+            blocking(move || ingest.abandon()).await?;
+            return Ok(None);
+        };
+        let broken = match answer {
             Err(error) => Some(Received::Source(error)),
             Ok(stream) => {
                 if stream.offset != before {
                     ingest = blocking(move || ingest.restart().map(|()| ingest)).await?;
                 }
-                let (back, result) = write_down(context, stream, ingest).await?;
+                let (back, result) = write_down(context, stream, ingest, stopped).await?;
                 ingest = back;
                 result.err()
             }
         };
         let error = match broken {
+            Some(Received::Stopped) => {
+                blocking(move || ingest.abandon()).await?;
+                return Ok(None);
+            }
             Some(Received::Source(error)) if error.is_retryable() => OpsError::from(error),
             // Wrong bytes, and bytes that nobody may have, are not worth a second try.
             Some(Received::Source(error)) => {
@@ -143,15 +185,20 @@ async fn receive(
             blob: expected.digest,
             reason: error.to_string(),
         });
-        tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(breaks)).await;
+        let pause = tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(breaks));
+        if unless_stopped(stopped, pause).await.is_none() {
+            blocking(move || ingest.abandon()).await?;
+            return Ok(None);
+        }
     }
-    Ok(ingest)
+    Ok(Some(ingest))
 }
 
 /// What ended a stream before its time.
 enum Received {
     Source(SourceError),
     Store(StoreError),
+    Stopped,
 }
 
 /// Hands the stream's bytes to a thread that hashes and writes them. Gives the ingest back in any
@@ -160,6 +207,7 @@ async fn write_down(
     context: &Context<'_>,
     mut stream: BlobStream,
     ingest: Box<Ingest>,
+    stopped: &mut watch::Receiver<bool>,
 ) -> Result<(Box<Ingest>, Result<(), Received>), OpsError> {
     let blob = ingest.expected().digest;
     let (sender, mut receiver) = mpsc::channel::<bytes::Bytes>(QUEUE);
@@ -173,16 +221,21 @@ async fn write_down(
         (ingest, Ok(()))
     });
     let mut received = Ok(());
-    while let Some(bytes) = stream.bytes.next().await {
-        match bytes {
-            Ok(bytes) => {
+    loop {
+        match unless_stopped(stopped, stream.bytes.next()).await {
+            None => {
+                received = Err(Received::Stopped);
+                break;
+            }
+            Some(None) => break,
+            Some(Some(Ok(bytes))) => {
                 let count = bytes.len() as u64;
                 if sender.send(bytes).await.is_err() {
                     break;
                 }
                 (context.report)(Progress::BlobBytes { blob, count });
             }
-            Err(error) => {
+            Some(Some(Err(error))) => {
                 received = Err(Received::Source(error));
                 break;
             }

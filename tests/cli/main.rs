@@ -11,6 +11,7 @@
 //! | `forms`       | every form in which images are published                                 |
 //! | `selections`  | images of which no single or no readable manifest is meant               |
 //! | `contents`    | layers that are not what they say                                        |
+//! | `registries`  | registries that lack, refuse, lie or break                               |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
@@ -37,3 +38,4 @@ mod dry_runs;
 mod forms;
 mod selections;
 mod contents;
+mod registries;
