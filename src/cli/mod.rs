@@ -142,8 +142,11 @@ fn usage(error: &clap::Error, json: bool) -> ExitCode {
         return ExitCode::from(if asked_for { 0 } else { 2 });
     }
     let text = error.to_string();
-    let message = text.lines().next().unwrap_or_default();
-    let message = message.strip_prefix("error: ").unwrap_or(message);
+    // What is wrong may take several lines; after an empty one comes advice on how to type it.
+    let lines = text.lines().take_while(|line| !line.is_empty());
+    let words: Vec<&str> = lines.flat_map(str::split_whitespace).collect();
+    let message = words.join(" ");
+    let message = message.strip_prefix("error: ").unwrap_or(&message);
     fail(&Report::usage(message.to_owned()), true)
 }
 

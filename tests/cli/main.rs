@@ -12,6 +12,7 @@
 //! | `selections`  | images of which no single or no readable manifest is meant               |
 //! | `contents`    | layers that are not what they say                                        |
 //! | `registries`  | registries that lack, refuse, lie or break                               |
+//! | `usage`       | what was typed wrong, and what the host lacks                            |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
@@ -39,3 +40,4 @@ mod forms;
 mod selections;
 mod contents;
 mod registries;
+mod usage;
