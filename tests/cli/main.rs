@@ -8,11 +8,14 @@
 //! | `plans`       | `plan`, `pull`: what is chosen, what is fetched                          |
 //! | `instances`   | `prepare`, `list`, `rm`                                                  |
 //! | `dry_runs`    | `run --dry-run`, `define --dry-run`                                      |
+//! | `images`      | `image list|inspect|rm|build|push`                                       |
+//! | `credentials` | passwords, auth files, certificates                                      |
 //! | `forms`       | every form in which images are published                                 |
 //! | `selections`  | images of which no single or no readable manifest is meant               |
 //! | `contents`    | layers that are not what they say                                        |
 //! | `registries`  | registries that lack, refuse, lie or break                               |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
+//! | `together`    | many processes at once, and one that is killed                           |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
@@ -40,4 +43,7 @@ mod forms;
 mod selections;
 mod contents;
 mod registries;
+mod credentials;
+mod images;
 mod usage;
+mod together;

@@ -1,0 +1,152 @@
+//! Who may read an image: passwords, auth files, and certificates that nobody signed.
+
+use std::fs;
+use std::path::PathBuf;
+
+use base64::Engine;
+use serde_json::json;
+
+use crate::image::{disk, disk_only};
+use crate::refusal::{refused, refused_with};
+use crate::registry::{Access, DockerRegistry, PASSWORD, USER};
+use crate::sandbox::{Sandbox, check};
+
+/// Writes what `podman login` would.
+fn login(sandbox: &Sandbox, file: &str, registry: &str, password: &str) -> PathBuf {
+    let path = sandbox.path(file);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    let auth = base64::engine::general_purpose::STANDARD.encode(format!("{USER}:{password}"));
+    let file = json!({"auths": {registry: {"auth": auth}}});
+    fs::write(&path, file.to_string()).unwrap();
+    path
+}
+
+/// A registry that asks for a password, with an image in it.
+fn closed(sandbox: &Sandbox) -> (DockerRegistry, String) {
+    let registry = DockerRegistry::start(Access::Password);
+    sandbox.mask(registry.address(), "$REGISTRY");
+    let layout = sandbox.layout(&disk_only(&disk("amd64")));
+    let reference = format!("{}/os:1", registry.address());
+    let file = login(sandbox, "push.json", registry.address(), PASSWORD);
+    let push = format!(
+        "image push -q --authfile {} {layout} {reference}",
+        file.display()
+    );
+    check(&sandbox.run(push).text(), "sha256:<top>");
+    (registry, reference)
+}
+
+#[test]
+fn without_a_password_or_with_a_wrong_one_nothing_is_read_or_stored() {
+    let sandbox = Sandbox::new();
+    let (registry, reference) = closed(&sandbox);
+    refused(
+        &sandbox,
+        &reference,
+        "unauthorized",
+        r#"
+        ------- stderr -------
+        error: $REGISTRY refuses anonymous access to os: it wants a user name and a password
+        hint: log in, with `podman login` for one, or pass --authfile
+        [exit status: 125]
+        "#,
+    );
+    let wrong = login(&sandbox, "wrong.json", registry.address(), "wrong horse");
+    let options = format!("--arch amd64 --authfile {}", wrong.display());
+    refused_with(
+        &sandbox,
+        &options,
+        &reference,
+        "unauthorized",
+        r#"
+        ------- stderr -------
+        error: $REGISTRY refuses user horse to os: authentication required
+        hint: check the credentials that you logged in with, or pass --authfile
+        [exit status: 125]
+        "#,
+    );
+    let other = login(&sandbox, "other.json", "other.example", PASSWORD);
+    let options = format!("--arch amd64 --authfile {}", other.display());
+    refused_with(
+        &sandbox,
+        &options,
+        &reference,
+        "unauthorized",
+        r#"
+        ------- stderr -------
+        error: $REGISTRY refuses anonymous access to os: it wants a user name and a password
+        hint: log in, with `podman login` for one, or pass --authfile
+        [exit status: 125]
+        "#,
+    );
+}
+
+#[test]
+fn an_auth_file_is_found_by_option_by_variable_and_in_its_usual_places() {
+    let sandbox = Sandbox::new();
+    let (registry, reference) = closed(&sandbox);
+    let plan = format!("plan --json --arch amd64 {reference}");
+    let right = login(&sandbox, "right.json", registry.address(), PASSWORD);
+    let wrong = login(&sandbox, "wrong.json", registry.address(), "wrong horse");
+    let option = format!("{plan} --authfile {}", right.display());
+    assert_eq!(sandbox.run(&option).status, 0);
+    let with = |line: &str, variable: &str, value: &PathBuf| {
+        let mut command = sandbox.command(line);
+        command.env(variable, value);
+        sandbox.finish(command).status
+    };
+    assert_eq!(with(&plan, "REGISTRY_AUTH_FILE", &right), 0);
+    // The option is stronger than the variable, and that than the usual places.
+    assert_eq!(with(&option, "REGISTRY_AUTH_FILE", &wrong), 0);
+    login(&sandbox, "docker/config.json", registry.address(), PASSWORD);
+    assert_eq!(with(&plan, "DOCKER_CONFIG", &sandbox.path("docker")), 0);
+    login(
+        &sandbox,
+        "config/containers/auth.json",
+        registry.address(),
+        PASSWORD,
+    );
+    assert_eq!(sandbox.run(&plan).status, 0);
+    assert_eq!(with(&plan, "REGISTRY_AUTH_FILE", &wrong), 125);
+}
+
+#[test]
+fn an_auth_file_that_is_none_is_told_without_what_is_in_it() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.path("broken.json");
+    fs::write(&file, r#"{"auths": {"r.example": {"auth": "hunter2"}"#).unwrap();
+    let plan = format!("plan --authfile {} r.example/os:1", file.display());
+    check(
+        &sandbox.run(plan).text(),
+        r#"
+        ------- stderr -------
+        error: credentials in $TMP/broken.json cannot be used
+          caused by: not readable as JSON at line 1, column 43
+        hint: check the credentials that you logged in with, or pass --authfile
+        [exit status: 125]
+        "#,
+    );
+}
+
+#[test]
+fn a_certificate_that_nobody_signed_is_taken_only_where_it_is_not_to_be_verified() {
+    let sandbox = Sandbox::new();
+    let registry = DockerRegistry::start(Access::SelfSigned);
+    sandbox.mask(registry.address(), "$REGISTRY");
+    let layout = sandbox.layout(&disk_only(&disk("amd64")));
+    let reference = format!("{}/os:1", registry.address());
+    let push = format!("image push -q --tls-verify=false {layout} {reference}");
+    check(&sandbox.run(push).text(), "sha256:<top>");
+    let pull = format!("pull -q --tls-verify=false --arch amd64 {reference}");
+    check(&sandbox.run(pull).text(), "sha256:<manifest>");
+    fs::remove_dir_all(sandbox.store()).unwrap();
+    let pull = format!("pull --json --tls-verify=true --arch amd64 {reference}");
+    check(
+        &sandbox.run(pull).text(),
+        r#"
+        {"error":{"causes":[],"hint":"pass --tls-verify=false if you trust the network to it","kind":"unavailable","message":"$REGISTRY cannot be trusted: invalid peer certificate: UnknownIssuer","retryable":false},"schema_version":1}
+        [exit status: 125]
+        "#,
+    );
+    assert!(!sandbox.store().exists());
+}
