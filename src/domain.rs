@@ -223,12 +223,27 @@ pub enum WordError {
     /// Not a size of a disk.
     #[error("size is not a number of bytes, as in 512M or 10G: {0}")]
     Size(String),
+    /// Not a size that a disk can have.
+    #[error("size of a disk is not from 1 byte to 16T: {0}")]
+    DiskSize(String),
     /// Not a forwarded port.
     #[error("port is not HOST:GUEST with two numbers from 1 to 65535: {0}")]
     Forward(String),
     /// An architecture that there is no machine for.
     #[error("no machine is known for architecture: {0}")]
     Machine(String),
+}
+
+/// Largest disk that a VM is given, in bytes: 16 TiB.
+pub const MAX_DISK_BYTES: u64 = 16 << 40;
+
+/// Parses a size as [`parse_size`] does, of a disk: at most [`MAX_DISK_BYTES`].
+pub fn parse_disk_size(text: &str) -> Result<u64, WordError> {
+    match parse_size(text, 1) {
+        Ok(0) => Err(WordError::DiskSize(text.to_owned())),
+        Ok(bytes) if bytes > MAX_DISK_BYTES => Err(WordError::DiskSize(text.to_owned())),
+        result => result,
+    }
 }
 
 /// Parses `512M`, `4G`, `1T` or a bare number of `unit` bytes into bytes.
@@ -466,6 +481,10 @@ mod tests {
         }
         assert_eq!(parse_size("10G", 1), Ok(10 << 30));
         assert_eq!(parse_size("4096", 1), Ok(4096));
+        assert_eq!(parse_disk_size("16T"), Ok(MAX_DISK_BYTES));
+        for text in ["17T", "0", "8000000T", "99999999999999999T"] {
+            assert!(parse_disk_size(text).is_err(), "{text}");
+        }
     }
 
     #[test]

@@ -104,6 +104,14 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
     }
 }
 
+/// Removes a directory with what is in it; one that is not there is no error.
+pub fn remove_tree(path: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(FileError::of("remove", path)),
+    }
+}
+
 /// The names in directory `path`, sorted; none if it is not there.
 pub fn names(path: &Path) -> Result<Vec<String>, FileError> {
     let entries = match fs::read_dir(path) {

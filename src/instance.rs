@@ -172,7 +172,11 @@ impl Instances {
     /// Removes what crashes and refusals have left: directories half made or half removed, and
     /// locks of names that no instance has.
     pub fn clear(&self) -> Result<(), InstanceError> {
-        if !self.root.exists() {
+        // Without the lock first: mostly there is nothing, and then nothing is touched.
+        if !files::names(&self.root)?
+            .iter()
+            .any(|name| name.starts_with('.'))
+        {
             return Ok(());
         }
         let Some(_nobody) = Lock::exclusive(&self.busy_lock(), Wait::No)? else {
@@ -218,8 +222,7 @@ impl Instances {
             result => result.map_err(FileError::of("remove", &directory))?,
         }
         files::sync_dir(&self.root)?;
-        let path = gone.path().to_owned();
-        Ok(gone.close().map_err(FileError::of("remove", &path))?)
+        Ok(files::remove_tree(&gone.keep())?)
     }
 }
 

@@ -125,7 +125,16 @@ pub fn plan(
     metadata: &Metadata,
     options: &BootOptions,
 ) -> Result<BootPlan, PlanError> {
-    let line = command_line(image, metadata, options)?;
+    let needs_no_line = options
+        .method
+        .is_some_and(|method| method != MethodName::Direct);
+    let line = match command_line(image, metadata, options) {
+        // Only a method that was asked for by name goes on without what the image got wrong.
+        Err(PlanError::ImageCommandLine { .. }) if needs_no_line => {
+            (CommandLine::default(), CommandLineSource::Nobody)
+        }
+        line => line?,
+    };
     let mut chosen: Option<(BootMethod, String)> = None;
     let mut alternatives = Vec::new();
     for method in MethodName::ALL {
@@ -182,8 +191,7 @@ fn order() -> String {
     MethodName::ALL.map(MethodName::as_str).join(", ")
 }
 
-/// The command line that direct boot would have, and where it comes from. A disk has its own, so
-/// what stands in the config of an image without a kernel is not looked at.
+/// The command line that direct boot would have, and where it comes from.
 fn command_line(
     image: &Image,
     metadata: &Metadata,
@@ -192,9 +200,6 @@ fn command_line(
     let of_image = |bytes: &[u8], blob| {
         CommandLine::parse(bytes).map_err(|source| PlanError::ImageCommandLine { blob, source })
     };
-    if image.roles.get(LayerRole::Kernel).is_none() {
-        return Ok((CommandLine::default(), CommandLineSource::Nobody));
-    }
     let layer = image.roles.get(LayerRole::CommandLine);
     let (line, source) = match (
         &options.command_line,
@@ -409,6 +414,18 @@ mod tests {
             };
             assert_eq!(blob, image.manifest.config.digest);
         }
+    }
+
+    #[test]
+    fn a_disk_asked_for_by_name_boots_whatever_the_command_line_is() {
+        let image = image(&["rootfs"]);
+        let bad = metadata(None, Some("a\nb"));
+        assert!(plan(&image, &bad, &BootOptions::default()).is_err());
+        let disk = BootOptions {
+            method: Some(MethodName::Disk),
+            ..BootOptions::default()
+        };
+        assert!(plan(&image, &bad, &disk).is_ok());
     }
 
     #[test]

@@ -3,6 +3,7 @@
 // In a help text, brackets mean what may be left out.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+use std::error::Error;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,9 +11,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::boot::{CommandLine, MethodName};
-use crate::domain::{DomainName, Forward, FwCfgName, Memory, parse_size};
+use crate::domain::{DomainName, Forward, FwCfgName, Memory, parse_disk_size};
 use crate::image::Variant;
-use crate::oci::{Architecture, Reference};
+use crate::oci::{Architecture, Reference, ReferenceError};
 use crate::ops::build::ManifestRequest;
 
 /// Turns an IronCore OCI image into a booted VM
@@ -43,7 +44,7 @@ pub(super) struct Global {
     #[arg(long, global = true)]
     pub json: bool,
     /// Print no progress
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
     pub quiet: bool,
     /// Print what is done in more detail
     #[arg(short, long, global = true)]
@@ -75,11 +76,11 @@ pub(super) enum Verb {
     /// Pull what an image needs to boot into the store
     Pull {
         /// Images, as HOST[:PORT]/REPOSITORY[:TAG][@DIGEST] or oci:DIR[:NAME]
-        #[arg(required = true, value_name = "IMAGE")]
+        #[arg(required = true, value_name = "IMAGE", value_parser = reference)]
         images: Vec<Reference>,
         #[command(flatten)]
         choice: ChoiceArgs,
-        /// Pull all layers, whether the boot needs them or not
+        /// Pull everything: all architectures and variants, with all their layers
         #[arg(long)]
         all: bool,
     },
@@ -189,18 +190,19 @@ pub(super) enum ImageVerb {
     /// Show everything that an image says of itself
     Inspect {
         /// The image
+        #[arg(value_parser = reference)]
         image: Reference,
     },
     /// Remove images from the store
     Rm {
         /// The images
-        #[arg(required = true, value_name = "IMAGE")]
+        #[arg(required = true, value_name = "IMAGE", value_parser = reference)]
         images: Vec<Reference>,
     },
     /// Make an image from files, in an OCI layout directory
     Build {
         /// Where to write it, as oci:DIR:NAME
-        #[arg(short, long, value_name = "oci:DIR:NAME")]
+        #[arg(short, long, value_name = "oci:DIR:NAME", value_parser = reference)]
         output: Reference,
         /// One manifest: arch=A,variant=V and any of disk=, kernel=, initramfs=, squashfs=,
         /// cmdline=, uki=, iso= with a file; repeat for each architecture and variant
@@ -214,8 +216,10 @@ pub(super) enum ImageVerb {
     /// Copy an image from the store or an OCI layout directory to a registry
     Push {
         /// The image, whole: oci:DIR[:NAME], or what was pulled with --all
+        #[arg(value_parser = reference)]
         image: Reference,
         /// Where to, as HOST[:PORT]/REPOSITORY[:TAG]
+        #[arg(value_parser = reference)]
         destination: Reference,
     },
 }
@@ -223,7 +227,7 @@ pub(super) enum ImageVerb {
 #[derive(Debug, Args)]
 pub(super) struct ImageArgs {
     /// The image, as HOST[:PORT]/REPOSITORY[:TAG][@DIGEST] or oci:DIR[:NAME]
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", value_parser = reference)]
     pub reference: Reference,
     #[command(flatten)]
     pub choice: ChoiceArgs,
@@ -259,7 +263,7 @@ pub(super) struct MachineArgs {
     #[arg(short, long, value_name = "SIZE", default_value = "2G")]
     pub memory: Memory,
     /// Size of the disk, if larger than the image's, as in 20G
-    #[arg(long, value_name = "SIZE", value_parser = bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_disk_size)]
     pub disk_size: Option<u64>,
     /// Ignition config for the guest
     #[arg(long, value_name = "FILE")]
@@ -350,8 +354,13 @@ impl BootWord {
     }
 }
 
-fn bytes(text: &str) -> Result<u64, String> {
-    parse_size(text, 1).map_err(|error| error.to_string())
+/// Parses a reference; clap shows an error without what caused it, so it is told here.
+fn reference(text: &str) -> Result<Reference, String> {
+    text.parse()
+        .map_err(|error: ReferenceError| match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        })
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -96,7 +96,12 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     ExitCode::from(exit_code)
                 }
-                Err(_) => ExitCode::from(125),
+                Err(error) => {
+                    let text = format!("error: can not write to standard output: {error}\n");
+                    // There is nowhere left to say that this is closed as well.
+                    drop(io::stderr().write_all(text.as_bytes()));
+                    ExitCode::from(125)
+                }
             }
         }
         Err(report) => fail(&report, json),

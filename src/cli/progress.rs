@@ -81,13 +81,15 @@ impl Drawing {
                 size_bytes,
                 offset_bytes,
             } => {
-                let bar = self.bars.as_ref().map(|bars| {
+                let is_worth_it =
+                    size_bytes >= WORTH_A_LINE_BYTES || self.amount == Amount::Verbose;
+                let bar = self.bars.as_ref().filter(|_| is_worth_it).map(|bars| {
                     let bar = bars.add(ProgressBar::new(size_bytes).with_style(style()));
                     bar.set_message(label.clone());
                     bar.set_position(offset_bytes);
                     bar
                 });
-                if offset_bytes > 0 {
+                if offset_bytes >= WORTH_A_LINE_BYTES {
                     let offset = HumanBytes(offset_bytes);
                     self.line(&format!("{label}: resuming after {offset}"));
                 }

@@ -164,6 +164,7 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
         OpsError::Document(_)
         | OpsError::Image(_)
         | OpsError::Config(_)
+        | OpsError::NestedIndex { .. }
         | OpsError::MetadataTooLarge { .. } => (Kind::InvalidImage, None),
         OpsError::Select(SelectError::NoMatch { .. }) => (
             Kind::NoMatch,
@@ -199,6 +200,16 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
         ),
         OpsError::NoHypervisor { .. } => (Kind::Conflict, None),
         OpsError::NotWhole { .. } => (Kind::NotFound, hint("pull it with --all first")),
+        OpsError::NotPushable { .. } => (
+            Kind::InvalidImage,
+            hint("`ironboot image build` writes a form that registries take"),
+        ),
+        OpsError::NoSpace { .. } => (
+            Kind::NoSpace,
+            hint("free some space, or pass --store for another disk"),
+        ),
+        OpsError::Fetch { source, .. } => classify(source),
+        OpsError::Output(_) => (Kind::Host, None),
         OpsError::Task(_) => (
             Kind::Host,
             hint("this is a bug in ironboot; please report it"),
@@ -220,7 +231,7 @@ fn plan(error: &crate::boot::PlanError) -> (Kind, Option<String>) {
         ),
         PlanError::ImageCommandLine { .. } => (
             Kind::InvalidImage,
-            hint("pass --cmdline to boot it with another one"),
+            hint("pass --cmdline for another one, or boot without it by --boot disk"),
         ),
         PlanError::Append(_) => (Kind::Usage, None),
     }

@@ -8,7 +8,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
 use crate::domain::DomainSpec;
-use crate::hypervisor::{ConsoleInput, Hypervisor};
+use crate::hypervisor::{ConsoleInput, DomainState, Hypervisor};
 use crate::ops::{OpsError, console};
 
 /// Ctrl-], as virsh's.
@@ -62,8 +62,12 @@ pub(super) async fn attach(
     sink: Sink,
     signals: &mut Signals,
 ) -> Result<Left, OpsError> {
-    // A guest that has already powered off has no keyboard, but its words are there.
-    let input = hypervisor.console(spec).await.ok();
+    let input = match hypervisor.console(spec).await {
+        Ok(input) => Some(input),
+        // A guest that has already powered off has no keyboard, but its words are there.
+        Err(_) if hypervisor.state(spec).await? != DomainState::Running => None,
+        Err(error) => return Err(error.into()),
+    };
     let raw = RawMode::enter();
     let detached = read_keyboard(input);
     let mut write = |bytes: &[u8]| sink.write(bytes);

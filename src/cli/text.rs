@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 
+use base64::prelude::{BASE64_STANDARD, Engine};
 use indicatif::HumanBytes;
 
 use crate::boot::{BootMethod, BootPlan};
@@ -10,6 +11,7 @@ use crate::domain::{Boot, DomainSpec};
 use crate::image::Selected;
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
+use crate::stage::GuestFile;
 use crate::store::Store;
 
 /// Lays out rows in columns, the first row being the heading.
@@ -272,7 +274,9 @@ pub(super) fn inspection(reference: &str, inspection: &Inspection, store: &Store
 }
 
 /// What a `run` would do, as shell commands that can be run by hand.
-pub(super) fn script(spec: &DomainSpec, command: &[OsString]) -> String {
+///
+/// What the guest is given stands in it as well, secrets not excepted.
+pub(super) fn script(spec: &DomainSpec, guest_files: &[GuestFile], command: &[OsString]) -> String {
     let quoted = |path: &Path| quote(&path.display().to_string());
     let directory = quoted(&spec.directory);
     let mut steps = vec![
@@ -293,6 +297,11 @@ pub(super) fn script(spec: &DomainSpec, command: &[OsString]) -> String {
     if let Boot::Firmware(firmware) = &spec.boot {
         let (template, vars) = (quoted(&firmware.vars_template), quoted(&firmware.vars));
         steps.push(format!("cp --no-preserve=mode {template} {vars}"));
+    }
+    for (entry, guest_file) in spec.fw_cfg.iter().zip(guest_files) {
+        let content = BASE64_STANDARD.encode(&guest_file.content);
+        let file = quoted(&entry.file);
+        steps.push(format!("(umask 077 && echo {content} | base64 -d >{file})"));
     }
     let words: Vec<String> = command
         .iter()

@@ -16,9 +16,9 @@ use crate::hypervisor::qemu::{self, Qemu};
 use crate::hypervisor::{DomainState, HypervisorError, Stop};
 use crate::instance::Instances;
 use crate::oci::Reference;
-use crate::ops::define::{self, IfDifferent, Then};
+use crate::ops::define::{self, Then};
 use crate::ops::instances::{self, IfRunning};
-use crate::ops::prepare::{self, InstanceRequest, Prepared};
+use crate::ops::prepare::{self, IfDifferent, InstanceRequest, Prepared};
 use crate::ops::pull::{self, Extent};
 use crate::ops::{Context, OpsError, resolve, run};
 use crate::store::Store;
@@ -190,7 +190,7 @@ async fn pull(
 }
 
 async fn prepare(context: &Context<'_>, request: InstanceRequest) -> Result<Ended, Report> {
-    let prepared = prepare::prepare(context, &request, None).await?;
+    let prepared = prepare::prepare(context, &request, None, IfDifferent::Fail).await?;
     Ok(Ended::with(
         text::staged(&prepared.record.spec),
         prepared_object(context, &prepared),
@@ -263,7 +263,10 @@ async fn dry_run_of(context: &Context<'_>, request: &InstanceRequest) -> Result<
         "missing_bytes": missing,
         "staged": output::staged(&spec),
     });
-    Ok(Ended::with(text::script(&spec, &command), json))
+    Ok(Ended::with(
+        text::script(&spec, &request.machine.guest_files, &command),
+        json,
+    ))
 }
 
 async fn run_image(
@@ -301,12 +304,25 @@ async fn run_image(
         }
         _ => run::finish(context, running).await?,
     }
-    match left? {
-        Left::Signal(number) => Ok(interrupted(number)),
-        _ => Ok(Ended::with(
+    match left {
+        Ok(Left::Stopped) => Ok(Ended::with(
             String::new(),
             output::instance(&record, Some("stopped")),
         )),
+        left => ended(left),
+    }
+}
+
+/// How a look at a console ends the program.
+fn ended(left: Result<Left, OpsError>) -> Result<Ended, Report> {
+    match left {
+        Ok(Left::Signal(number)) => Ok(interrupted(number)),
+        Ok(Left::Stopped | Left::Detached) => Ok(Ended::silently()),
+        // Whoever read the guest's words has seen enough, as in `logs NAME | head`.
+        Err(OpsError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
+            Ok(Ended::silently())
+        }
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -330,27 +346,14 @@ async fn console(context: &Context<'_>, name: &DomainName) -> Result<Ended, Repo
         return Err(report);
     }
     let mut signals = Signals::listen();
-    let left = terminal::attach(spec, &*hypervisor, Sink::Stdout, &mut signals).await;
-    Ok(match left? {
-        Left::Signal(number) => interrupted(number),
-        Left::Stopped | Left::Detached => Ended::silently(),
-    })
+    ended(terminal::attach(spec, &*hypervisor, Sink::Stdout, &mut signals).await)
 }
 
 async fn logs(context: &Context<'_>, name: &DomainName, follow: bool) -> Result<Ended, Report> {
     let (record, hypervisor) = instances::find(context, name)?;
-    let left = if follow {
+    ended(if follow {
         terminal::follow(&record.spec, &*hypervisor).await
     } else {
         terminal::print_log(&record.spec).map(|()| Left::Stopped)
-    };
-    match left {
-        Ok(Left::Signal(number)) => Ok(interrupted(number)),
-        Ok(Left::Stopped | Left::Detached) => Ok(Ended::silently()),
-        // Whoever read the log has seen enough, as in `logs NAME | head`.
-        Err(OpsError::File(error)) if error.source.kind() == io::ErrorKind::BrokenPipe => {
-            Ok(Ended::silently())
-        }
-        Err(error) => Err(error.into()),
-    }
+    })
 }

@@ -94,14 +94,15 @@ fn foreign(sample: &Sample) -> Option<&'static str> {
         .or_else(|| is_vmdk_descriptor(&sample.head).then_some("VMDK"))
 }
 
-/// Tells whether QEMU would take `head` for the text of a VMDK: comments and blank lines, then
+/// Tells whether QEMU would take `head` for the text of a VMDK: blank lines and comments, then
 /// `version=`. One pass, so a megabyte of newlines costs nothing.
 fn is_vmdk_descriptor(head: &[u8]) -> bool {
-    if !head.starts_with(b"#") {
-        return false;
-    }
+    let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
     for line in head.split(|byte| *byte == b'\n') {
         let line = line.trim_ascii();
+        if !line.iter().take(64).all(is_text) {
+            return false;
+        }
         if line
             .to_ascii_lowercase()
             .starts_with(b"# disk descriptorfile")
@@ -112,7 +113,7 @@ fn is_vmdk_descriptor(head: &[u8]) -> bool {
             return line.to_ascii_lowercase().starts_with(b"version");
         }
     }
-    // Nothing but comments as far as was read: no disk starts like that.
+    // Nothing but blanks and comments as far as was read: no disk starts like that.
     true
 }
 
@@ -168,6 +169,8 @@ mod tests {
         for text in [
             "# Disk DescriptorFile\nversion=1\nRW 2048 FLAT \"/etc/shadow\" 0\n",
             "# a comment\n\n# another\nversion=1\n",
+            "version=1\nRW 2048 FLAT \"/etc/passwd\" 0\n",
+            " \r\nversion=1\n",
             &format!("#{newlines}version=1\n"),
             &format!("#{}", " ".repeat(200_000)),
         ] {

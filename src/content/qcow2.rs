@@ -7,12 +7,11 @@
 //! Format: QEMU's docs/interop/qcow2.txt; all numbers are big endian.
 
 use crate::content::{ContentError, Sample};
+use crate::domain::MAX_DISK_BYTES;
 
 /// First bytes of every version.
 pub const MAGIC: &[u8] = b"QFI\xfb";
 
-/// Largest disk that is accepted, as a guest sees it: 16 TiB.
-const MAX_VIRTUAL_SIZE_BYTES: u64 = 16 << 40;
 /// Bytes of the fixed part of a version 3 header.
 const HEADER_BYTES: u64 = 104;
 
@@ -73,7 +72,7 @@ impl Header<'_> {
         }
         let cluster = 1_u64 << cluster_bits;
         let size = self.u64(24)?;
-        if size == 0 || size % 512 != 0 || size > MAX_VIRTUAL_SIZE_BYTES {
+        if size == 0 || size % 512 != 0 || size > MAX_DISK_BYTES {
             return Some(Err(format!("a disk of {size} bytes")));
         }
         let l1_entries = self.u32(36)?;

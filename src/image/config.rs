@@ -3,6 +3,7 @@
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::oci::object::Object;
 use crate::oci::{Architecture, Digest};
 
 /// Largest config blob that is read, in bytes.
@@ -39,7 +40,8 @@ impl ImageConfig {
         serde_json::Deserializer::from_slice(bytes)
             .into_iter()
             .next()
-            .unwrap_or_else(|| Ok(Self::default()))
+            .unwrap_or_else(|| Ok(Object(Self::default())))
+            .map(|Object(config)| config)
             .map_err(|source| ConfigError { digest, source })
     }
 }
@@ -65,7 +67,13 @@ mod tests {
 
     #[test]
     fn a_config_that_is_no_object_is_an_error() {
-        for json in ["[]x", "nonsense", r#"{"commandLine":1}"#, "{"] {
+        for json in [
+            "[\"a\",\"amd64\"]",
+            "[]x",
+            "nonsense",
+            r#"{"commandLine":1}"#,
+            "{",
+        ] {
             assert!(
                 ImageConfig::parse(json.as_bytes(), Digest::of(b"")).is_err(),
                 "{json}"

@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Deserialize;
 use thiserror::Error;
 
+use crate::oci::object::Object;
 use crate::oci::{Descriptor, Digest, Platform, Printable};
 
 /// Media type of an OCI index.
@@ -147,7 +148,7 @@ impl Document {
     ///
     /// `says` is what the descriptor or the registry called it, if anything did.
     pub fn parse(bytes: &[u8], digest: Digest, says: Option<&str>) -> Result<Self, DocumentError> {
-        let wire: WireDocument = serde_json::from_slice(bytes)
+        let Object(wire): Object<WireDocument> = serde_json::from_slice(bytes)
             .map_err(|source| DocumentError::Json { digest, source })?;
         let shape_error = |found| DocumentError::Shape { digest, found };
         let media_type = wire.media_type.clone();
@@ -200,7 +201,7 @@ impl Document {
     }
 }
 
-fn index(entries: Vec<WireDescriptor>, digest: Digest) -> Result<Index, DocumentError> {
+fn index(entries: Vec<Object<WireDescriptor>>, digest: Digest) -> Result<Index, DocumentError> {
     let entries = checked(entries, digest)?
         .into_iter()
         .map(|(descriptor, platform)| IndexEntry {
@@ -212,8 +213,8 @@ fn index(entries: Vec<WireDescriptor>, digest: Digest) -> Result<Index, Document
 }
 
 fn manifest(
-    config: WireDescriptor,
-    layers: Vec<WireDescriptor>,
+    config: Object<WireDescriptor>,
+    layers: Vec<Object<WireDescriptor>>,
     annotations: Option<BTreeMap<String, String>>,
     digest: Digest,
 ) -> Result<Manifest, DocumentError> {
@@ -231,7 +232,7 @@ fn manifest(
 
 /// Checks what concerns several descriptors of one document.
 fn checked(
-    wire: Vec<WireDescriptor>,
+    wire: Vec<Object<WireDescriptor>>,
     digest: Digest,
 ) -> Result<Vec<(Descriptor, Option<Platform>)>, DocumentError> {
     if wire.len() > MAX_ENTRIES + 1 {
@@ -239,7 +240,7 @@ fn checked(
         return Err(DocumentError::TooMany { digest, count });
     }
     let mut sizes = BTreeMap::new();
-    for entry in &wire {
+    for Object(entry) in &wire {
         let blob = entry.digest;
         if entry.urls.as_ref().is_some_and(|urls| !urls.is_empty()) {
             return Err(DocumentError::Urls { digest, blob });
@@ -253,7 +254,10 @@ fn checked(
         .try_fold(0_u64, |sum, size| sum.checked_add(*size))
         .filter(|sum| *sum < 1 << 63)
         .ok_or(DocumentError::TooLarge { digest })?;
-    Ok(wire.into_iter().map(WireDescriptor::parts).collect())
+    Ok(wire
+        .into_iter()
+        .map(|Object(entry)| entry.parts())
+        .collect())
 }
 
 impl Manifest {
@@ -273,9 +277,9 @@ impl Manifest {
 struct WireDocument {
     #[serde(rename = "mediaType")]
     media_type: Option<String>,
-    manifests: Option<Vec<WireDescriptor>>,
-    config: Option<WireDescriptor>,
-    layers: Option<Vec<WireDescriptor>>,
+    manifests: Option<Vec<Object<WireDescriptor>>>,
+    config: Option<Object<WireDescriptor>>,
+    layers: Option<Vec<Object<WireDescriptor>>>,
     #[serde(rename = "fsLayers")]
     fs_layers: Option<serde::de::IgnoredAny>,
     annotations: Option<BTreeMap<String, String>>,
@@ -289,7 +293,7 @@ struct WireDescriptor {
     size: u64,
     urls: Option<Vec<serde::de::IgnoredAny>>,
     annotations: Option<BTreeMap<String, String>>,
-    platform: Option<WirePlatform>,
+    platform: Option<Object<WirePlatform>>,
 }
 
 #[derive(Deserialize)]
@@ -310,8 +314,8 @@ impl WireDescriptor {
         };
         let platform = self
             .platform
-            .filter(|wire| !wire.architecture.is_empty())
-            .map(|wire| Platform {
+            .filter(|Object(wire)| !wire.architecture.is_empty())
+            .map(|Object(wire)| Platform {
                 os: wire.os,
                 architecture: wire.architecture.into(),
             });

@@ -6,6 +6,7 @@
 pub mod descriptor;
 pub mod digest;
 pub mod manifest;
+pub(crate) mod object;
 pub mod platform;
 pub mod reference;
 

@@ -107,7 +107,7 @@ impl Follower {
             .read(&mut self.block)
             .map_err(FileError::of("read", &self.path))?;
         if count > 0 {
-            sink(&self.block[..count]).map_err(FileError::of("write to", Path::new("<stdout>")))?;
+            sink(&self.block[..count]).map_err(OpsError::Output)?;
             return Ok(true);
         }
         let same = std::fs::metadata(&self.path)

@@ -5,19 +5,8 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::domain::DomainSpec;
 use crate::hypervisor::{DomainState, Hypervisor, HypervisorError};
-use crate::instance::InstanceError;
-use crate::ops::instances;
-use crate::ops::prepare::{InstanceRequest, Prepared, prepare};
+use crate::ops::prepare::{IfDifferent, InstanceRequest, Prepared, prepare};
 use crate::ops::{Context, OpsError, Progress};
-
-/// What to do with an instance of the same name that is different.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IfDifferent {
-    /// Leave it, and fail.
-    Fail,
-    /// Remove it first, if it does not run.
-    Replace,
-}
 
 /// Whether to start what was defined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,15 +53,7 @@ pub async fn define(
     if_different: IfDifferent,
     then: Then,
 ) -> Result<(Prepared, DomainState), OpsError> {
-    let prepared = match prepare(context, request, Some(hypervisor)).await {
-        Err(OpsError::Instance(InstanceError::Different { .. }))
-            if if_different == IfDifferent::Replace =>
-        {
-            instances::remove(context, &request.name, instances::IfRunning::Fail).await?;
-            prepare(context, request, Some(hypervisor)).await?
-        }
-        result => result?,
-    };
+    let prepared = prepare(context, request, Some(hypervisor), if_different).await?;
     let spec = &prepared.record.spec;
     let defined = match reachable(spec, hypervisor).await {
         Ok(()) => hypervisor.define(spec).await,

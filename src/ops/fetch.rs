@@ -4,10 +4,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
+use futures_util::{StreamExt, TryFutureExt};
 use tokio::sync::{mpsc, watch};
 
-use crate::oci::{Descriptor, Digest};
+use crate::oci::{Descriptor, Digest, Reference};
 use crate::ops::{Context, OpsError, Progress, blocking};
 use crate::source::{BlobStream, Source, SourceError};
 use crate::store::{Claim, Ingest, Lease, StoreError};
@@ -36,13 +36,23 @@ pub(super) struct Item {
 /// afterwards finds no fetch that still writes.
 pub(super) async fn fetch(
     context: &Context<'_>,
+    reference: &Reference,
     source: &dyn Source,
     lease: &Arc<Lease>,
     items: Vec<Item>,
 ) -> Result<Vec<Digest>, OpsError> {
     let (stop, stopped) = watch::channel(false);
     let mut answers = futures_util::stream::iter(items)
-        .map(|item| fetch_one(context, source, lease, item, stopped.clone()))
+        .map(|item| {
+            let label = item.label.clone();
+            fetch_one(context, source, lease, item, stopped.clone()).map_err(|source| {
+                OpsError::Fetch {
+                    label,
+                    reference: reference.to_string(),
+                    source: Box::new(source),
+                }
+            })
+        })
         .buffer_unordered(PARALLEL);
     let mut new = Vec::new();
     let mut failed = None;
@@ -68,13 +78,16 @@ async fn fetch_one(
 ) -> Result<Option<Digest>, OpsError> {
     let digest = item.descriptor.digest;
     // A partial that an earlier fetch left may be wrong: then, once, everything is fetched anew.
-    for _ in 0..2 {
+    for is_last in [false, true] {
         if *stopped.borrow() {
             return Ok(None);
         }
-        let Some(ingest) = claim(lease, &item.descriptor).await? else {
+        let Some(mut ingest) = claim(lease, &item.descriptor).await? else {
             return Ok(None);
         };
+        if is_last {
+            ingest = blocking(move || ingest.restart().map(|()| ingest)).await?;
+        }
         let resumed = ingest.is_resumed();
         (context.report)(Progress::BlobStart {
             blob: digest,

@@ -31,6 +31,7 @@ pub enum IfRunning {
 
 /// All instances.
 pub async fn list(context: &Context<'_>) -> Result<Vec<Listed>, OpsError> {
+    sweep(context).await;
     let mut listed = Vec::new();
     for name in context.instances.names()? {
         // It may have been removed since.
@@ -101,6 +102,16 @@ pub async fn remove(
         }
         return Err(InstanceError::None { name: name.clone() }.into());
     };
+    remove_locked(context, &record, if_running).await
+}
+
+/// Removes an instance whose name is locked.
+pub(super) async fn remove_locked(
+    context: &Context<'_>,
+    record: &Record,
+    if_running: IfRunning,
+) -> Result<(), OpsError> {
+    let name = &record.spec.name;
     if let Some(hypervisor) = &record.hypervisor {
         let hypervisor = (context.open_hypervisor)(hypervisor)?;
         let state = hypervisor.state(&record.spec).await?;
@@ -118,34 +129,43 @@ pub async fn remove(
 
 /// Removes the ephemeral instances whose `run` was killed and whose VM has stopped since, and the
 /// pins of those that were killed before there was an instance.
-pub(super) async fn sweep(context: &Context<'_>) -> Result<(), OpsError> {
-    for name in context.instances.names()? {
-        // A damaged record is reported by whoever asks for that instance.
-        let Ok(Some(record)) = context.instances.find(&name) else {
-            continue;
-        };
-        if !record.ephemeral || record.hypervisor.as_deref() != Some(qemu::NAME) {
-            continue;
-        }
-        let Ok(_lock) = context.instances.lock(&name, Wait::No) else {
-            continue;
-        };
-        let Some(_run) = context.instances.lock_run(&name)? else {
-            continue;
-        };
-        if qemu::Qemu.state(&record.spec).await? == DomainState::Stopped {
-            forget(context, &name)?;
-        }
+///
+/// Housekeeping of other people's instances, which come and go meanwhile: what can not be removed
+/// now is left for the next time, and reported by whoever asks for it by name.
+pub(super) async fn sweep(context: &Context<'_>) {
+    let instances = context.instances.names().unwrap_or_default();
+    let pins = context.store.pins().unwrap_or_default();
+    let pinned = pins.iter().filter_map(|(name, _)| name.parse().ok());
+    for name in instances.into_iter().chain(pinned) {
+        sweep_one(context, &name).await.unwrap_or_default();
     }
-    for (name, _) in context.store.pins()? {
-        let Ok(name) = name.parse() else { continue };
-        // A pin is made under the lock of its name.
-        let Ok(_lock) = context.instances.lock(&name, Wait::No) else {
-            continue;
-        };
-        if let Ok(None) = context.instances.find(&name) {
-            forget(context, &name)?;
+}
+
+async fn sweep_one(context: &Context<'_>, name: &DomainName) -> Result<(), OpsError> {
+    let is_swept =
+        |record: &Record| record.ephemeral && record.hypervisor.as_deref() == Some(qemu::NAME);
+    // Looked at without the lock first, so that nobody's name is locked for nothing.
+    if context
+        .instances
+        .find(name)?
+        .is_some_and(|record| !is_swept(&record))
+    {
+        return Ok(());
+    }
+    // A pin is made under the lock of its name, and so is an instance.
+    let _lock = context.instances.lock(name, Wait::No)?;
+    let Some(record) = context.instances.find(name)? else {
+        // Somebody's directory without a record is none of ours; a pin without anything is.
+        if !context.instances.directory(name).exists() {
+            context.store.unpin(name.as_str())?;
         }
+        return Ok(());
+    };
+    let Some(_run) = context.instances.lock_run(name)? else {
+        return Ok(());
+    };
+    if is_swept(&record) && qemu::Qemu.state(&record.spec).await? == DomainState::Stopped {
+        forget(context, name)?;
     }
     Ok(())
 }

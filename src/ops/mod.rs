@@ -112,6 +112,12 @@ pub enum OpsError {
         /// Why not.
         reason: String,
     },
+    /// An index entry that leads to another index.
+    #[error("{index} is an index within an index; name it by its digest to use it")]
+    NestedIndex {
+        /// The inner index.
+        index: crate::oci::Digest,
+    },
     /// A config or command line blob that is larger than any.
     #[error("blob {blob} is a {role} of {size_bytes} bytes, more than {limit_bytes}")]
     MetadataTooLarge {
@@ -144,6 +150,39 @@ pub enum OpsError {
         /// What is missing.
         missing: crate::oci::Digest,
     },
+    /// An image in the specification's own form, which registries refuse.
+    #[error(
+        "image {reference} has manifests that call themselves {}, which registries refuse",
+        crate::oci::manifest::IRONCORE_ARTIFACTS
+    )]
+    NotPushable {
+        /// The image.
+        reference: crate::oci::Reference,
+    },
+    /// Blobs that are larger than what is left of the disk.
+    #[error("{needed_bytes} bytes are to be fetched, and the disk of {path} has {free_bytes} left")]
+    NoSpace {
+        /// The store.
+        path: PathBuf,
+        /// What is to be fetched.
+        needed_bytes: u64,
+        /// What there is.
+        free_bytes: u64,
+    },
+    /// A blob that could not be fetched.
+    #[error("can not fetch the {label} of {reference}")]
+    Fetch {
+        /// What the blob is for.
+        label: String,
+        /// The image.
+        reference: String,
+        /// Why not.
+        #[source]
+        source: Box<OpsError>,
+    },
+    /// Standard output takes no more.
+    #[error("can not write what the guest printed")]
+    Output(#[source] std::io::Error),
     /// A file with a command line that no kernel takes.
     #[error("the command line in {path} is not usable")]
     CommandLineFile {
@@ -164,6 +203,7 @@ impl OpsError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::Source(error) => error.is_retryable(),
+            Self::Fetch { source, .. } => source.is_retryable(),
             Self::Hypervisor(HypervisorError::Connect { .. })
             | Self::Instance(InstanceError::Busy { .. }) => true,
             _ => false,

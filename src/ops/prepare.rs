@@ -10,7 +10,8 @@ use crate::firmware::{self, FirmwareFiles};
 use crate::hypervisor::{Hypervisor, Owner};
 use crate::image::Selected;
 use crate::instance::{InstanceError, NameLock, Record};
-use crate::oci::Digest;
+use crate::oci::{Descriptor, Digest};
+use crate::ops::instances::{self, IfRunning};
 use crate::ops::pull::{self, Extent};
 use crate::ops::resolve::{ImageRequest, resolve};
 use crate::ops::{Context, OpsError, Progress, blocking};
@@ -65,13 +66,21 @@ pub struct Prepared {
     pub lock: NameLock,
 }
 
+/// What to do with an instance of the same name that is different.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfDifferent {
+    /// Leave it, and fail.
+    Fail,
+    /// Remove it if it does not run, once everything for the new one is there.
+    Replace,
+}
+
 /// Pulls the image and makes the instance; one that is there and the same is left as it is.
-///
-/// Errors if one of that name is there and different.
 pub async fn prepare(
     context: &Context<'_>,
     request: &InstanceRequest,
     hypervisor: Option<&dyn Hypervisor>,
+    if_different: IfDifferent,
 ) -> Result<Prepared, OpsError> {
     let (instances, name) = (context.instances.clone(), request.name.clone());
     let lock = blocking(move || {
@@ -102,13 +111,20 @@ pub async fn prepare(
         hypervisor: hypervisor.map(Hypervisor::name),
         ephemeral: request.ephemeral,
     };
-    let present = context.instances.find(&request.name)?;
-    if let Some(difference) = present
+    let mut present = context.instances.find(&request.name)?;
+    let difference = present
         .as_ref()
-        .and_then(|present| difference(present, &record))
-    {
-        let name = request.name.clone();
-        return Err(InstanceError::Different { name, difference }.into());
+        .and_then(|present| difference(present, &record));
+    match (difference, &present, if_different) {
+        (Some(_), Some(old), IfDifferent::Replace) => {
+            instances::remove_locked(context, old, IfRunning::Fail).await?;
+            present = None;
+        }
+        (Some(difference), ..) => {
+            let name = request.name.clone();
+            return Err(InstanceError::Different { name, difference }.into());
+        }
+        (None, ..) => {}
     }
     let is_new = present.is_none();
     // The one that is there stays what it is: a `run` that goes away does not take with it what it
@@ -172,9 +188,9 @@ fn look(
     if !blobs.iter().all(|blob| context.store.seems_to_have(blob)) {
         return Ok(stage::presume(plan));
     }
-    let lease = context.store.lease(blobs.iter().map(|blob| blob.digest))?;
     let architecture = &request.image.wanted.architecture;
-    Ok(stage::inspect(plan, architecture, &lease)?)
+    let find = |blob: &Descriptor| context.store.peek(blob);
+    Ok(stage::inspect(plan, architecture, &find)?)
 }
 
 /// Adds a `console=` for the serial port where the command line of direct boot has none.
@@ -285,6 +301,14 @@ fn difference(present: &Record, wanted: &Record) -> Option<&'static str> {
         ),
         (was.boot != is.boot, "it boots otherwise"),
         (was.disks != is.disks, "it has other disks"),
+        (was.cpus != is.cpus, "it has another number of CPUs"),
+        (was.memory != is.memory, "it has another amount of memory"),
+        (
+            was.accelerator != is.accelerator,
+            "it has another accelerator",
+        ),
+        (was.nic != is.nic, "it has another network card"),
+        (was.fw_cfg != is.fw_cfg, "its guest is given other files"),
         (true, "it is another machine"),
     ];
     differences

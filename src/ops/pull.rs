@@ -1,14 +1,15 @@
 //! An image into the store: only what its boot needs, checked before it gets a name there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::boot::{BootPlan, PlanError};
-use crate::image::{Image, Selected};
-use crate::oci::{Architecture, Descriptor, Digest};
+use crate::image::{Image, LayerRole, Roles, Selected, Variant};
+use crate::oci::{Architecture, Descriptor, Digest, Index};
 use crate::ops::fetch::{self, Item};
-use crate::ops::resolve::{ImageRequest, Resolved, resolve};
+use crate::ops::resolve::{ImageRequest, Resolved, read_entry, resolve};
 use crate::ops::{Context, OpsError, Progress, blocking};
+use crate::source::Source;
 use crate::stage::{self, Inspected};
 use crate::store::{Lease, StoredImage};
 
@@ -17,7 +18,8 @@ use crate::store::{Lease, StoredImage};
 pub enum Extent {
     /// What the boot method needs.
     Needed,
-    /// All layers, those among them that nobody knows, even of an image that can not be booted.
+    /// Everything: every manifest of the index and all their layers, those among them that nobody
+    /// knows, even of an image that can not be booted.
     All,
 }
 
@@ -59,44 +61,42 @@ pub async fn pull_resolved(
         (Err(error), Extent::Needed) => return Err(error.into()),
         (plan, _) => plan,
     };
-    let image = resolved.selected.image.clone();
-    let blobs = wanted_blobs(&image, plan.as_ref().ok(), extent);
-    let leased: BTreeSet<Digest> = blobs
-        .iter()
-        .chain(resolved.documents.iter().map(|(descriptor, _)| descriptor))
-        .map(|blob| blob.digest)
-        .collect();
-    let store = context.store.clone();
-    let digests = leased.clone();
+    let (selected, top) = (resolved.selected, resolved.top);
+    let mut wish = Wish {
+        documents: resolved.documents,
+        images: Vec::new(),
+    };
+    let needed = plan
+        .as_ref()
+        .map(|plan| plan.method.blobs())
+        .unwrap_or_default();
+    wish.images
+        .push(chosen(&wish, &selected.image, &needed, extent));
+    if let (Extent::All, Some(index)) = (extent, &resolved.index) {
+        wish.add_others(&*resolved.source, index).await?;
+    }
+    let leased = wish.digests();
+    let (store, digests) = (context.store.clone(), leased.clone());
     let lease = Arc::new(blocking(move || store.lease(digests)).await?);
-    let manifest = resolved
-        .documents
-        .last()
-        .map_or_else(|| resolved.top.clone(), |(manifest, _)| manifest.clone());
-    let (source, documents) = (resolved.source, resolved.documents);
-    let filled = fill(context, &*source, documents, &image, &blobs, &lease).await;
+    let filled = fill(context, &*resolved.source, &selected.image, &wish, &lease).await;
     let result = filled.and_then(|fetched_bytes| {
         let inspected = match &plan {
-            Ok(plan) => stage::inspect(plan, architecture, &lease)?,
+            Ok(plan) => stage::inspect(plan, architecture, &|blob| lease.blob(blob))?,
             Err(_) => Inspected::default(),
         };
-        let stored = StoredImage {
-            manifest,
-            architecture: image.architecture.clone(),
-            variant: image.variant.map(|(variant, _)| variant.to_string()),
-            blobs,
-        };
-        context
-            .store
-            .put_reference(&image.reference, &resolved.top, stored, context.now)?;
+        let reference = &selected.image.reference;
+        let store = &context.store;
+        let dropped = store.put_reference(reference, &top, wish.images, context.now)?;
+        // What the tag led to before is of no use to anybody else.
+        store.remove_unneeded(dropped)?;
         Ok((fetched_bytes, inspected))
     });
     match result {
         Ok((fetched_bytes, inspected)) => Ok(Pulled {
-            selected: resolved.selected,
+            selected,
             plan,
             inspected,
-            top: resolved.top,
+            top,
             fetched_bytes,
             lease,
         }),
@@ -115,64 +115,116 @@ pub async fn pull_resolved(
     }
 }
 
-/// The blobs to have in the store: the config always, and the layers that are wanted.
-fn wanted_blobs(image: &Image, plan: Option<&BootPlan>, extent: Extent) -> Vec<Descriptor> {
-    let needed: BTreeSet<Digest> = plan
-        .map(|plan| plan.method.blobs().iter().map(|blob| blob.digest).collect())
-        .unwrap_or_default();
-    let command_line = image.roles.get(crate::image::LayerRole::CommandLine);
-    image
-        .manifest
-        .blobs()
-        .into_iter()
-        .filter(|blob| {
-            extent == Extent::All
-                || **blob == image.manifest.config
-                || Some(*blob) == command_line
-                || needed.contains(&blob.digest)
-        })
-        .cloned()
-        .collect()
+/// What is to be in the store.
+struct Wish {
+    /// Index and manifests, each before those that it names.
+    documents: Vec<(Descriptor, Vec<u8>)>,
+    /// The images with the blobs that are wanted of them.
+    images: Vec<StoredImage>,
+}
+
+/// The chosen image: its config and command line always, and the layers that are wanted.
+fn chosen(wish: &Wish, image: &Image, needed: &[&Descriptor], extent: Extent) -> StoredImage {
+    let command_line = image.roles.get(LayerRole::CommandLine);
+    let blobs = image.manifest.blobs().into_iter().filter(|blob| {
+        extent == Extent::All
+            || **blob == image.manifest.config
+            || Some(*blob) == command_line
+            || needed.contains(blob)
+    });
+    let manifest = wish.documents.last().map(|(manifest, _)| manifest.clone());
+    StoredImage {
+        manifest: manifest.expect("the chosen manifest is the last of what was read"),
+        architecture: image.architecture.clone(),
+        variant: image.variant.map(|(variant, _)| variant.to_string()),
+        blobs: blobs.cloned().collect(),
+    }
+}
+
+impl Wish {
+    /// Adds the other manifests of the index, whole.
+    async fn add_others(&mut self, source: &dyn Source, index: &Index) -> Result<(), OpsError> {
+        for entry in &index.entries {
+            let digest = entry.descriptor.digest;
+            if self
+                .documents
+                .iter()
+                .any(|(known, _)| known.digest == digest)
+            {
+                continue;
+            }
+            let (bytes, manifest) = read_entry(source, entry).await?;
+            let roles = Roles::of(&manifest, digest).ok();
+            let variant = roles
+                .and_then(|roles| Variant::of(&manifest, Some(&entry.descriptor), &roles, None));
+            self.images.push(StoredImage {
+                manifest: entry.descriptor.clone(),
+                architecture: entry
+                    .platform
+                    .as_ref()
+                    .map(|platform| platform.architecture.clone()),
+                variant: variant.map(|(variant, _)| variant.to_string()),
+                blobs: manifest.blobs().into_iter().cloned().collect(),
+            });
+            self.documents.push((entry.descriptor.clone(), bytes));
+        }
+        Ok(())
+    }
+
+    fn digests(&self) -> BTreeSet<Digest> {
+        let documents = self.documents.iter().map(|(document, _)| document.digest);
+        documents
+            .chain(self.blobs().map(|blob| blob.digest))
+            .collect()
+    }
+
+    fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
+        self.images.iter().flat_map(|image| &image.blobs)
+    }
 }
 
 /// Puts documents and blobs into the store. Returns the number of bytes that were fetched.
 async fn fill(
     context: &Context<'_>,
-    source: &dyn crate::source::Source,
-    documents: Vec<(Descriptor, Vec<u8>)>,
+    source: &dyn Source,
     image: &Image,
-    blobs: &[Descriptor],
+    wish: &Wish,
     lease: &Arc<Lease>,
 ) -> Result<u64, OpsError> {
-    let missing: Vec<Item> = blobs
-        .iter()
-        .filter(|blob| !context.store.seems_to_have(blob))
+    let mut seen = BTreeSet::new();
+    let missing: Vec<Item> = wish
+        .blobs()
+        .filter(|blob| seen.insert(blob.digest) && !context.store.seems_to_have(blob))
         .map(|blob| Item {
             descriptor: blob.clone(),
             label: label(image, blob),
         })
         .collect();
     let missing_bytes = missing.iter().map(|item| item.descriptor.size).sum();
+    let free_bytes = context.store.free_bytes()?;
+    if missing_bytes > free_bytes {
+        return Err(OpsError::NoSpace {
+            path: context.store.root().to_owned(),
+            needed_bytes: missing_bytes,
+            free_bytes,
+        });
+    }
     (context.report)(Progress::Fetching { missing_bytes });
-    let fetched = fetch::fetch(context, source, lease, missing).await?;
-    let fetched_bytes = blobs
+    let sizes: BTreeMap<Digest, u64> = missing
         .iter()
-        .filter(|blob| fetched.contains(&blob.digest))
-        .map(|blob| blob.size)
-        .sum();
+        .map(|item| (item.descriptor.digest, item.descriptor.size))
+        .collect();
+    let fetched = fetch::fetch(context, &image.reference, source, lease, missing).await?;
     // Parents after their children, so that a crash leaves no document without its blobs.
-    let lease = Arc::clone(lease);
-    blocking(move || {
-        for (descriptor, bytes) in documents.iter().rev() {
-            lease.put(descriptor, bytes)?;
-        }
-        Ok::<(), crate::store::StoreError>(())
-    })
-    .await?;
-    Ok(fetched_bytes)
+    for (descriptor, bytes) in wish.documents.iter().rev() {
+        let (lease, descriptor) = (Arc::clone(lease), descriptor.clone());
+        let bytes = bytes.clone();
+        blocking(move || lease.put(&descriptor, &bytes)).await?;
+    }
+    Ok(fetched.iter().filter_map(|digest| sizes.get(digest)).sum())
 }
 
-/// What a blob of `image` is for, for people.
+/// What a blob is for, for people.
 fn label(image: &Image, blob: &Descriptor) -> String {
     match image.role_of(blob) {
         Some(role) => role.to_string(),

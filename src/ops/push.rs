@@ -47,16 +47,24 @@ pub async fn push(
             let mut manifests = Vec::new();
             for entry in &index.entries {
                 let (bytes, manifest) = read(&source, from, &entry.descriptor).await?;
-                let media_type = own_media_type(&bytes);
-                let media_type = media_type.unwrap_or_else(|| entry.descriptor.media_type.clone());
-                children.push((media_type, bytes));
+                children.push((own_media_type(&bytes, manifest::OCI_MANIFEST), bytes));
                 manifests.push(manifest);
             }
             (children, manifests, manifest::OCI_INDEX)
         }
     };
+    let top_type = own_media_type(&raw.bytes, top_type);
+    let types = children.iter().map(|(media_type, _)| media_type);
+    if types
+        .chain([&top_type])
+        .any(|media_type| media_type == manifest::IRONCORE_ARTIFACTS)
+    {
+        return Err(OpsError::NotPushable {
+            reference: from.clone(),
+        });
+    }
     let mut pushed = Pushed {
-        top: Descriptor::of(says.unwrap_or(top_type), &raw.bytes),
+        top: Descriptor::of(&top_type, &raw.bytes),
         sent_bytes: 0,
         present_bytes: 0,
     };
@@ -112,11 +120,15 @@ async fn read(
     }
 }
 
-/// What a manifest says that it is. Its index entry may say another thing of it: registries take
-/// the specification's own media type in an index, and refuse it as the type of a manifest.
-fn own_media_type(bytes: &[u8]) -> Option<String> {
-    let manifest: serde_json::Value = serde_json::from_slice(bytes).ok()?;
-    Some(manifest.get("mediaType")?.as_str()?.to_owned())
+/// What a document says that it is, or what its shape has. Its index entry may say another thing
+/// of it: registries take the specification's own media type in an index, and refuse it as the
+/// type of a manifest.
+fn own_media_type(bytes: &[u8], of_shape: &str) -> String {
+    let document: Option<serde_json::Value> = serde_json::from_slice(bytes).ok();
+    let says = document
+        .as_ref()
+        .and_then(|document| document.get("mediaType")?.as_str());
+    says.unwrap_or(of_shape).to_owned()
 }
 
 async fn send(

@@ -10,7 +10,7 @@ use crate::image::{LayerRole, Selected};
 use crate::oci::manifest::IndexEntry;
 use crate::oci::{Architecture, Descriptor, Digest, Document, Index, Reference, manifest};
 use crate::ops::{Context, OpsError, Progress};
-use crate::source::{self, RawDocument, Source, Wanted as Which};
+use crate::source::{self, RawDocument, Source, SourceError, Wanted as Which};
 use crate::store::StoreError;
 
 /// Largest command line layer that is read, in bytes; what is longer no kernel takes.
@@ -38,6 +38,8 @@ pub struct Resolved {
     pub top: Descriptor,
     /// Every document on the way, top first, with its bytes.
     pub documents: Vec<(Descriptor, Vec<u8>)>,
+    /// The index, if there is one.
+    pub index: Option<Index>,
     /// How it boots, or why it does not.
     pub plan: Result<BootPlan, PlanError>,
 }
@@ -51,6 +53,8 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
     let document = Document::parse(&raw.bytes, raw.digest, raw.media_type.as_deref())?;
     let top = describe(&raw, &document);
     let mut documents = vec![(top.clone(), raw.bytes)];
+    let mut broken = None;
+    let mut whole_index = None;
     let (candidates, dropped, index_digest) = match document {
         Document::Manifest(manifest) => {
             let candidate = Candidate {
@@ -63,6 +67,8 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
         Document::Index(index) => {
             let read = read_entries(&*source, &index, &request.wanted.architecture).await?;
             documents.extend(read.documents);
+            broken = read.broken;
+            whole_index = Some(index);
             (read.candidates, read.dropped, Some(top.digest))
         }
     };
@@ -72,7 +78,12 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
         candidates,
         dropped,
         &request.wanted,
-    )?;
+    );
+    let selected = match (selected, broken) {
+        // What was looked for may be the very entry that is broken.
+        (Err(SelectError::NoMatch { .. }), Some(broken)) => return Err(broken),
+        (selected, _) => selected?,
+    };
     let chosen = selected.image.manifest_digest;
     documents.retain(|(descriptor, _)| [top.digest, chosen].contains(&descriptor.digest));
     let metadata = read_metadata(&*source, &selected).await?;
@@ -83,6 +94,7 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
         selected,
         top,
         documents,
+        index: whole_index,
         plan,
     })
 }
@@ -101,6 +113,8 @@ struct ReadEntries {
     candidates: Vec<Candidate>,
     dropped: Vec<Dropped>,
     documents: Vec<(Descriptor, Vec<u8>)>,
+    /// Why the first of the broken entries could not be read.
+    broken: Option<OpsError>,
 }
 
 /// Reads the manifest of every entry that may be for `architecture`.
@@ -121,7 +135,7 @@ async fn read_entries(
         .map(|entry| async move { (entry, read_entry(source, entry).await) })
         .buffered(4);
     while let Some((entry, answer)) = answers.next().await {
-        match answer? {
+        match answer {
             Ok((bytes, manifest)) => {
                 read.documents.push((entry.descriptor.clone(), bytes));
                 read.candidates.push(Candidate {
@@ -130,41 +144,57 @@ async fn read_entries(
                     manifest,
                 });
             }
-            // One broken entry does not make its neighbours unusable.
-            Err(reason) => read.dropped.push(Dropped {
-                digest: entry.descriptor.digest,
-                offer: Offer {
-                    platform: entry
-                        .platform
-                        .as_ref()
-                        .map_or_else(|| "no platform".to_owned(), ToString::to_string),
-                    variant: None,
-                    roles: String::new(),
-                },
-                reason,
-            }),
+            // One broken entry does not make its neighbours unusable; a source that fails does.
+            Err(error) if is_entrys_fault(&error) => {
+                read.dropped.push(Dropped {
+                    digest: entry.descriptor.digest,
+                    offer: Offer {
+                        platform: entry
+                            .platform
+                            .as_ref()
+                            .map_or_else(|| "no platform".to_owned(), ToString::to_string),
+                        variant: None,
+                        roles: String::new(),
+                    },
+                    reason: error.to_string(),
+                });
+                read.broken.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
         }
     }
     Ok(read)
 }
 
-/// Reads one entry's manifest: an error if the source fails, a reason if the entry is no good.
-async fn read_entry(
+/// Reads the manifest of an index entry.
+pub(super) async fn read_entry(
     source: &dyn Source,
     entry: &IndexEntry,
-) -> Result<Result<(Vec<u8>, manifest::Manifest), String>, OpsError> {
-    let raw = match source.document(Which::Entry(&entry.descriptor)).await {
-        Ok(raw) => raw,
-        Err(error) if error.is_not_found() => return Ok(Err("not in the registry".to_owned())),
-        Err(error) => return Err(error.into()),
-    };
+) -> Result<(Vec<u8>, manifest::Manifest), OpsError> {
+    let raw = source.document(Which::Entry(&entry.descriptor)).await?;
     let says = Some(entry.descriptor.media_type.as_str())
         .filter(|says| manifest::DOCUMENT_TYPES.contains(says));
-    Ok(match Document::parse(&raw.bytes, raw.digest, says) {
-        Ok(Document::Manifest(manifest)) => Ok((raw.bytes, manifest)),
-        Ok(Document::Index(_)) => Err("an index within the index".to_owned()),
-        Err(error) => Err(error.to_string()),
-    })
+    match Document::parse(&raw.bytes, raw.digest, says)? {
+        Document::Manifest(manifest) => Ok((raw.bytes, manifest)),
+        Document::Index(_) => Err(OpsError::NestedIndex { index: raw.digest }),
+    }
+}
+
+/// Tells whether an entry could not be read because of what it is.
+fn is_entrys_fault(error: &OpsError) -> bool {
+    match error {
+        OpsError::Document(_) | OpsError::NestedIndex { .. } => true,
+        OpsError::Source(error) => {
+            error.is_not_found()
+                || matches!(
+                    error,
+                    SourceError::DigestMismatch { .. }
+                        | SourceError::SizeMismatch { .. }
+                        | SourceError::TooLarge { .. }
+                )
+        }
+        _ => false,
+    }
 }
 
 /// Fetches the config and the command line layer.
@@ -175,7 +205,11 @@ async fn read_metadata(source: &dyn Source, selected: &Selected) -> Result<Metad
         ImageConfig::default()
     } else {
         let bytes = fetch_small(source, config, MAX_CONFIG_BYTES, "config").await?;
-        ImageConfig::parse(&bytes, config.digest)?
+        match ImageConfig::parse(&bytes, config.digest) {
+            // It would only be asked for the kernel's command line.
+            Err(_) if image.roles.get(LayerRole::Kernel).is_none() => ImageConfig::default(),
+            parsed => parsed?,
+        }
     };
     let command_line_layer = match image.roles.get(LayerRole::CommandLine) {
         Some(layer) => {

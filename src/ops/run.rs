@@ -4,7 +4,7 @@ use crate::files::{Lock, Wait};
 use crate::hypervisor::qemu::{self, Qemu};
 use crate::hypervisor::{Hypervisor, HypervisorError, Stop};
 use crate::instance::Record;
-use crate::ops::prepare::{InstanceRequest, prepare};
+use crate::ops::prepare::{IfDifferent, InstanceRequest, prepare};
 use crate::ops::{Context, OpsError, Progress, instances};
 
 /// A VM that is made and not started.
@@ -26,8 +26,8 @@ pub struct Running {
 /// Makes the instance. It is not there before this returns, so whoever is told to end may drop
 /// this future.
 pub async fn make(context: &Context<'_>, request: &InstanceRequest) -> Result<Made, OpsError> {
-    instances::sweep(context).await?;
-    let prepared = prepare(context, request, Some(&Qemu)).await?;
+    instances::sweep(context).await;
+    let prepared = prepare(context, request, Some(&Qemu), IfDifferent::Fail).await?;
     let record = prepared.record;
     let name = record.spec.name.clone();
     let Some(run_lock) = context.instances.lock_run(&name)? else {

@@ -21,7 +21,7 @@ use crate::domain::{
 use crate::files::{self, FileError};
 use crate::firmware::FirmwareFiles;
 use crate::oci::{Architecture, Descriptor, Digest};
-use crate::store::{Blob, Lease, Store, StoreError};
+use crate::store::{Blob, Store, StoreError};
 
 /// Why a VM's files could not be made.
 #[derive(Debug, Error)]
@@ -109,17 +109,15 @@ pub struct Parts<'a> {
     pub guest_files: &'a [GuestFile],
 }
 
-/// Looks into the blobs of a plan. Errors if one of them could not work, or would do harm.
+/// Looks into the blobs of a plan, as `find` finds them. Errors if one of them could not work, or would do harm.
 pub fn inspect(
     plan: &BootPlan,
     architecture: &Architecture,
-    lease: &Lease,
+    find: &dyn Fn(&Descriptor) -> Result<Option<Blob>, StoreError>,
 ) -> Result<Inspected, StageError> {
     let sample = |descriptor: &Descriptor| -> Result<Sample, StageError> {
         let blob = descriptor.digest;
-        let found = lease
-            .blob(descriptor)?
-            .ok_or(StageError::Missing { blob })?;
+        let found = find(descriptor)?.ok_or(StageError::Missing { blob })?;
         sample(&found)
     };
     let mut inspected = Inspected::default();

@@ -15,7 +15,7 @@ use std::path::Path;
 
 use qcow2_rs::meta::Qcow2Header;
 
-use crate::domain::Backing;
+use crate::domain::{Backing, MAX_DISK_BYTES};
 use crate::files::FileError;
 use crate::stage::StageError;
 
@@ -50,6 +50,10 @@ pub(super) fn create(path: &Path, size_bytes: u64, backing: &Backing) -> Result<
 
 /// The bytes of the overlay; none if the size or the backing file's name is out of range.
 fn layout(size_bytes: u64, backing: &Backing) -> Option<Vec<u8>> {
+    // Beyond this, `qcow2-rs` panics.
+    if size_bytes > MAX_DISK_BYTES {
+        return None;
+    }
     let (table, block, l1) =
         Qcow2Header::calculate_meta_params(size_bytes, CLUSTER_BITS, REFCOUNT_ORDER, BLOCK_BYTES);
     let clusters = 1 + usize::try_from(table.1 + block.1 + l1.1).ok()?;
@@ -136,5 +140,7 @@ mod tests {
         let file = Path::new("/").join("d".repeat(1023));
         let format = DiskFormat::Raw;
         assert!(layout(1 << 20, &Backing { file, format }).is_none());
+        let file = "/base".into();
+        assert!(layout(u64::MAX - 511, &Backing { file, format }).is_none());
     }
 }

@@ -55,7 +55,11 @@ impl Store {
             }
         }
         for victim in trash {
-            files::remove(&victim)?;
+            if victim.is_dir() {
+                files::remove_tree(&victim)?;
+            } else {
+                files::remove(&victim)?;
+            }
         }
         Ok(removed)
     }

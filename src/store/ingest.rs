@@ -4,7 +4,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
@@ -66,7 +66,7 @@ impl Ingest {
             }
         };
         if let Some(blob) = Blob::look(store, expected)? {
-            remove_ingest(&directory)?;
+            store.remove_ingest(&directory)?;
             return Ok(Claim::Present(blob));
         }
         let data = directory.join("data");
@@ -212,7 +212,7 @@ impl Ingest {
             })
         };
         if let Err(error) = check {
-            remove_ingest(&self.directory)?;
+            self.store.remove_ingest(&self.directory)?;
             return Err(error);
         }
         self.file
@@ -227,7 +227,7 @@ impl Ingest {
             Err(error) => return Err(FileError::of("publish", &path)(error.into()).into()),
         }
         path.parent().map_or(Ok(()), files::sync_dir)?;
-        remove_ingest(&self.directory)?;
+        self.store.remove_ingest(&self.directory)?;
         Blob::look(&self.store, &self.expected)?.ok_or(StoreError::Damaged {
             blob: digest,
             what: "gone",
@@ -239,7 +239,7 @@ impl Ingest {
     pub fn abandon(mut self) -> Result<(), StoreError> {
         self.flush()?;
         if self.written < WORTH_RESUMING_BYTES {
-            return remove_ingest(&self.directory);
+            return self.store.remove_ingest(&self.directory);
         }
         self.file
             .set_len(self.written)
@@ -249,11 +249,29 @@ impl Ingest {
 
     /// Gives up after bytes that were wrong: nothing stays.
     pub fn discard(self) -> Result<(), StoreError> {
-        remove_ingest(&self.directory)
+        self.store.remove_ingest(&self.directory)
     }
 }
 
 impl Store {
+    /// Removes the directory of a fetch, whose lock is held.
+    ///
+    /// It is renamed first: whoever waits for the lock sees that it guards nothing any more, and
+    /// whoever comes new makes a directory of its own.
+    fn remove_ingest(&self, directory: &Path) -> Result<(), StoreError> {
+        let scratch = self.path("tmp");
+        let gone = tempfile::Builder::new()
+            .prefix("removed-")
+            .tempdir_in(&scratch)
+            .map_err(FileError::of("create a directory in", &scratch))?;
+        match fs::rename(directory, gone.path().join("ingest")) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            result => result.map_err(FileError::of("remove", directory))?,
+        }
+        // Somebody who collects may already have taken it away.
+        Ok(files::remove_tree(&gone.keep())?)
+    }
+
     /// Removes what unfinished fetches of `digests` left, unless somebody fetches them now.
     pub fn remove_partials(
         &self,
@@ -262,18 +280,15 @@ impl Store {
         for digest in digests {
             let name = format!("{}-{}", digest.algorithm(), digest.hex());
             let directory = self.path("ingest").join(name);
-            if directory.exists() && Lock::exclusive(&directory.join("lock"), Wait::No)?.is_some() {
-                remove_ingest(&directory)?;
+            match Lock::exclusive(&directory.join("lock"), Wait::No) {
+                Ok(Some(_nobody)) => self.remove_ingest(&directory)?,
+                Ok(None) => {}
+                // There is none, or its holder has just removed it.
+                Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
-    }
-}
-
-fn remove_ingest(directory: &std::path::Path) -> Result<(), StoreError> {
-    match fs::remove_dir_all(directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => Ok(result.map_err(FileError::of("remove", directory))?),
     }
 }
 

@@ -167,6 +167,19 @@ impl Store {
             .is_ok_and(|metadata| metadata.is_file() && metadata.len() == blob.size)
     }
 
+    /// Looks at a blob without a [`Lease`]: for a description of what would be. It may be gone by
+    /// the time it is opened.
+    pub fn peek(&self, blob: &Descriptor) -> Result<Option<Blob>, StoreError> {
+        Blob::look(self, blob)
+    }
+
+    /// Bytes that are free on the store's disk for whoever we are.
+    pub fn free_bytes(&self) -> Result<u64, StoreError> {
+        let status = rustix::fs::statvfs(&self.root)
+            .map_err(|error| FileError::of("look at", &self.root)(error.into()))?;
+        Ok(status.f_bavail.saturating_mul(status.f_frsize))
+    }
+
     /// Path of a blob's file, whether or not it is there.
     #[must_use]
     pub fn blob_path(&self, digest: &Digest) -> PathBuf {

@@ -56,34 +56,37 @@ impl StoredReference {
 }
 
 impl Store {
-    /// Records that `reference` led to `top` and that `image` of it is in the store. The images
-    /// that were pulled before stay as long as `reference` still leads to the same document.
+    /// Records that `reference` led to `top` and that `new` images of it are in the store. The
+    /// images that were pulled before stay as long as `reference` still leads to the same document.
+    ///
+    /// Returns what the record named before and names no more.
     pub fn put_reference(
         &self,
         reference: &Reference,
         top: &Descriptor,
-        image: StoredImage,
+        new: Vec<StoredImage>,
         resolved_at: u64,
-    ) -> Result<(), StoreError> {
+    ) -> Result<BTreeSet<Digest>, StoreError> {
         let _lock = self.lock_references()?;
         let path = self.reference_path(reference);
         let before: Option<StoredReference> = Self::read_record(&path)?;
+        let mut dropped: BTreeSet<Digest> =
+            before.iter().flat_map(StoredReference::digests).collect();
         let mut images: Vec<StoredImage> = before
             .filter(|before| before.top.digest == top.digest)
             .map_or_else(Vec::new, |before| before.images);
-        let mut image = image;
-        if let Some(place) = images
-            .iter()
-            .position(|present| present.manifest.digest == image.manifest.digest)
-        {
-            let present = images.remove(place);
-            let new: BTreeSet<Digest> = image.blobs.iter().map(|blob| blob.digest).collect();
-            let kept = present.blobs.into_iter();
-            image
-                .blobs
-                .extend(kept.filter(|blob| !new.contains(&blob.digest)));
+        for mut image in new {
+            let same = |present: &StoredImage| present.manifest.digest == image.manifest.digest;
+            if let Some(place) = images.iter().position(same) {
+                let present = images.remove(place);
+                let named: BTreeSet<Digest> = image.blobs.iter().map(|blob| blob.digest).collect();
+                let kept = present.blobs.into_iter();
+                image
+                    .blobs
+                    .extend(kept.filter(|blob| !named.contains(&blob.digest)));
+            }
+            images.push(image);
         }
-        images.push(image);
         let record = StoredReference {
             reference: reference.to_string(),
             top: top.clone(),
@@ -91,7 +94,11 @@ impl Store {
             images,
         };
         self.write_record(&path, &record)?;
-        self.export()
+        self.export()?;
+        for digest in record.digests() {
+            dropped.remove(&digest);
+        }
+        Ok(dropped)
     }
 
     /// The record of `reference`; none if it was never pulled.
@@ -150,9 +157,15 @@ impl Store {
         self.write_record(&path, &Pin { name, digests })
     }
 
-    /// Drops the pin of `name`, if there is one.
+    /// Drops the pin of `name`, if there is one, and removes what only it kept.
     pub fn unpin(&self, name: &str) -> Result<(), StoreError> {
-        Ok(files::remove(&self.pin_path(name))?)
+        let path = self.pin_path(name);
+        let pin: Option<Pin> = Self::read_record(&path)?;
+        files::remove(&path)?;
+        if let Some(pin) = pin {
+            self.remove_unneeded(pin.digests)?;
+        }
+        Ok(())
     }
 
     /// All pins by name.
@@ -237,13 +250,13 @@ mod tests {
         (directory, store)
     }
 
-    fn image(name: &str) -> StoredImage {
-        StoredImage {
+    fn image(name: &str) -> Vec<StoredImage> {
+        vec![StoredImage {
             manifest: Descriptor::of("m", name.as_bytes()),
             architecture: None,
             variant: None,
             blobs: vec![Descriptor::of("l", format!("layer of {name}").as_bytes())],
-        }
+        }]
     }
 
     #[test]
@@ -260,7 +273,16 @@ mod tests {
         assert_eq!(count(&top, "amd64"), 1);
         assert_eq!(count(&top, "arm64"), 2);
         assert_eq!(count(&top, "amd64"), 2);
-        assert_eq!(count(&Descriptor::of("i", b"two"), "amd64"), 1);
+        let moved = Descriptor::of("i", b"two");
+        let dropped = store
+            .put_reference(&reference, &moved, image("amd64"), 2)
+            .unwrap();
+        let gone = [
+            top.digest,
+            image("arm64")[0].manifest.digest,
+            image("arm64")[0].blobs[0].digest,
+        ];
+        assert_eq!(dropped, BTreeSet::from(gone));
         assert_eq!(store.references().unwrap().len(), 1);
     }
 
@@ -272,7 +294,7 @@ mod tests {
         store
             .put_reference(&reference, &top, image("x"), 1)
             .unwrap();
-        let layer = image("x").blobs[0].digest;
+        let layer = image("x")[0].blobs[0].digest;
         store.pin("vm", BTreeSet::from([layer])).unwrap();
         let Err(StoreError::InUse { users, .. }) = store.remove_reference(&reference) else {
             panic!("removed what an instance needs");

@@ -237,7 +237,8 @@ fn every_form_that_a_real_registry_takes_comes_back_as_it_was() {
         &sandbox.run(push).text(),
         r#"
         ------- stderr -------
-        error: $REGISTRY/os:seed: the registry does not take manifest sha256:<metal-amd64> (status 400): manifest invalid
+        error: image oci:$LAYOUT:1 has manifests that call themselves application/vnd.ironcore.image.artifacts.v1+json, which registries refuse
+        hint: `ironboot image build` writes a form that registries take
         [exit status: 125]
         "#,
     );

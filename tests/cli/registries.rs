@@ -76,7 +76,8 @@ fn a_layer_that_the_registry_has_not_is_not_found() {
         |_| Reply::status(404),
         r#"
         ------- stderr -------
-        error: $REGISTRY/os:1 has no sha256:<disk>
+        error: can not fetch the disk of $REGISTRY/os:1
+  caused by: $REGISTRY/os:1 has no sha256:<disk>
         [exit status: 125]
         "#,
     );
@@ -153,7 +154,8 @@ fn a_disk_of_other_content_is_refused() {
         |_| Reply::ok(&disk("arm64")),
         r#"
         ------- stderr -------
-        error: blob sha256:<disk> has other content: sha256:$OTHER
+        error: can not fetch the disk of $REGISTRY/os:1
+  caused by: blob sha256:<disk> has other content: sha256:$OTHER
         [exit status: 125]
         "#,
     );
@@ -167,7 +169,8 @@ fn a_disk_that_is_longer_than_its_descriptor_is_refused() {
         move |_| Reply::ok(&longer()),
         r#"
         ------- stderr -------
-        error: sha256:<disk> has 65537 bytes, expected 65536
+        error: can not fetch the disk of $REGISTRY/os:1
+  caused by: sha256:<disk> has 65537 bytes, expected 65536
         [exit status: 125]
         "#,
     );
@@ -199,7 +202,8 @@ fn a_disk_that_is_shorter_than_its_descriptor_is_refused() {
         |_| Reply::ok(&disk("amd64")[1..]),
         r#"
         ------- stderr -------
-        error: sha256:<disk> has 65535 bytes, expected 65536
+        error: can not fetch the disk of $REGISTRY/os:1
+  caused by: sha256:<disk> has 65535 bytes, expected 65536
         [exit status: 125]
         "#,
     );
@@ -245,7 +249,8 @@ fn a_body_that_always_breaks_off_is_given_up_and_the_next_pull_goes_on() {
         &sandbox.run(&pull).text(),
         r#"
         ------- stderr -------
-        error: $REGISTRY is not available
+        error: can not fetch the disk of $REGISTRY/os:1
+          caused by: $REGISTRY is not available
           caused by: connection failed: end of file before message length reached
         hint: check the registry's name and your network, then try again
         [exit status: 125]
@@ -345,7 +350,8 @@ fn a_layout_with_a_damaged_blob_is_refused() {
         "integrity",
         r#"
         ------- stderr -------
-        error: blob sha256:<disk> has other content: sha256:$OTHER
+        error: can not fetch the disk of oci:$LAYOUT:1
+  caused by: blob sha256:<disk> has other content: sha256:$OTHER
         [exit status: 125]
         "#,
     );

@@ -269,9 +269,7 @@ fn an_index_within_an_index_is_told_and_not_followed() {
         "no-match",
         r#"
         ------- stderr -------
-        error: image oci:$LAYOUT:1 has no virtualization manifest for linux/amd64
-          caused by: it has sha256:<inner> linux/amd64: an index within the index
-        hint: pass --arch or --variant for another manifest, or see `ironboot image inspect`
+        error: sha256:<inner> is an index within an index; name it by its digest to use it
         [exit status: 125]
         "#,
     );
@@ -427,7 +425,7 @@ fn command_lines_that_no_kernel_takes_are_refused_wherever_they_stand() {
                 ------- stderr -------
                 error: the command line in blob sha256:<line> is not usable
                   caused by: command line has byte 0x0a at position 13
-                hint: pass --cmdline to boot it with another one
+                hint: pass --cmdline for another one, or boot without it by --boot disk
                 [exit status: 125]
                 "#,
         ),
@@ -437,7 +435,7 @@ fn command_lines_that_no_kernel_takes_are_refused_wherever_they_stand() {
                 ------- stderr -------
                 error: the command line in blob sha256:<line> is not usable
                   caused by: command line has byte 0x00 at position 13
-                hint: pass --cmdline to boot it with another one
+                hint: pass --cmdline for another one, or boot without it by --boot disk
                 [exit status: 125]
                 "#,
         ),
@@ -447,7 +445,7 @@ fn command_lines_that_no_kernel_takes_are_refused_wherever_they_stand() {
                 ------- stderr -------
                 error: the command line in blob sha256:<line> is not usable
                   caused by: command line has 5000 bytes, more than 2047
-                hint: pass --cmdline to boot it with another one
+                hint: pass --cmdline for another one, or boot without it by --boot disk
                 [exit status: 125]
                 "#,
         ),
@@ -471,7 +469,14 @@ fn command_lines_that_no_kernel_takes_are_refused_wherever_they_stand() {
 #[test]
 fn a_config_that_is_no_config_is_refused() {
     let sandbox = Sandbox::new();
-    let image = single(r#"{"commandLine": 1}"#, &[("disk", "rootfs", &disk("1"))]);
+    // Only a kernel's command line would be asked of it.
+    let image = single(
+        r#"{"commandLine": 1}"#,
+        &[
+            ("disk", "rootfs", &disk("1")),
+            ("kernel", "kernel", &kernel("1")),
+        ],
+    );
     refused(
         &sandbox,
         &sandbox.layout(&image),
