@@ -97,8 +97,12 @@ pub async fn remove(
     let _lock = blocking(move || instances.lock(&locked, Wait::ForEver)).await?;
     let Some(record) = context.instances.find(name)? else {
         let pins = context.store.pins()?;
-        if pins.iter().any(|(pinned, _)| pinned == name.as_str()) {
-            return Ok(context.store.unpin(name.as_str())?);
+        // Somebody else's directory of the name, as the script of a dry run makes it, would be in
+        // the way of an instance.
+        if context.instances.directory(name).exists()
+            || pins.iter().any(|(pinned, _)| pinned == name.as_str())
+        {
+            return forget(context, name);
         }
         return Err(InstanceError::None { name: name.clone() }.into());
     };

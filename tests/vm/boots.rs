@@ -218,5 +218,11 @@ fn the_script_of_a_dry_run_boots_by_hand() {
         assert_eq!(run.markers(), expected);
         assert_eq!(bench.blobs(), before);
         assert_eq!(bench.processes(), []);
+
+        // What the script has made is in the way of an instance, and is removed like one.
+        let run = bench.start("run", &["--json", "--name", "by-hand"]).ends();
+        assert_eq!(run.with_code(125).error().0, "conflict");
+        bench.does(&["rm", "by-hand"]);
+        bench.is_clean();
     }
 }
