@@ -197,6 +197,11 @@ impl Lock {
         }
     }
 
+    /// Tells whether `path` still names the locked file: it may have been removed, and another made.
+    pub fn is_of(&self, path: &Path) -> Result<bool, FileError> {
+        is_same_file(&self.file, path)
+    }
+
     /// The locked file; a child that inherits it holds the lock as well.
     #[must_use]
     pub fn file(&self) -> &File {
@@ -239,7 +244,8 @@ mod tests {
         remove(&path).unwrap();
         let again = Lock::exclusive(&path, Wait::No).unwrap().unwrap();
         assert!(is_same_file(again.file(), &path).unwrap());
-        drop(held);
+        assert!(!held.unwrap().is_of(&path).unwrap());
+        assert!(again.is_of(&path).unwrap());
     }
 
     #[test]

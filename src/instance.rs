@@ -203,8 +203,17 @@ impl Instances {
 
     /// Takes the lock of the `run` whose instance this is; none if one holds it.
     pub fn lock_run(&self, name: &DomainName) -> Result<Option<Lock>, InstanceError> {
-        let path = self.directory(name).join("run.lock");
-        Ok(Lock::exclusive(&path, Wait::No)?)
+        Ok(Lock::exclusive(&self.run_lock(name), Wait::No)?)
+    }
+
+    /// Tells whether `lock`, of [`Instances::lock_run`], is that of the instance that has `name`
+    /// now. Somebody may have removed the one it was of, and made another.
+    pub fn is_locked_by(&self, name: &DomainName, lock: &Lock) -> Result<bool, InstanceError> {
+        Ok(lock.is_of(&self.run_lock(name))?)
+    }
+
+    fn run_lock(&self, name: &DomainName) -> PathBuf {
+        self.directory(name).join("run.lock")
     }
 
     /// Removes the instance's directory; the caller holds the name's lock. What is not there is no

@@ -57,9 +57,18 @@ pub async fn start(context: &Context<'_>, made: Made) -> Result<Running, OpsErro
     }
 }
 
-/// Ends a `run`: the VM is stopped, and an ephemeral instance removed.
+/// Ends a `run`: the VM is stopped, and an ephemeral instance removed. Where somebody has removed
+/// the instance already, another that has its name by now is left alone.
 pub async fn finish(context: &Context<'_>, running: Running) -> Result<(), OpsError> {
     let spec = &running.record.spec;
+    let is_ours = || {
+        context
+            .instances
+            .is_locked_by(&spec.name, &running.run_lock)
+    };
+    if !is_ours()? {
+        return Ok(());
+    }
     Qemu.stop(spec, Stop::Force).await?;
     for line in qemu::words(spec).lines() {
         (context.report)(Progress::HypervisorSaid(line.to_owned()));
@@ -67,7 +76,9 @@ pub async fn finish(context: &Context<'_>, running: Running) -> Result<(), OpsEr
     if running.record.ephemeral {
         // Nobody waits for long: whoever has it sees an instance that is in use.
         let _lock = context.instances.lock(&spec.name, Wait::ForEver)?;
-        instances::forget(context, &spec.name)?;
+        if is_ours()? {
+            instances::forget(context, &spec.name)?;
+        }
     }
     drop(running.run_lock);
     Ok(())

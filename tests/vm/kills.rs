@@ -85,6 +85,25 @@ fn a_guest_whose_run_was_killed_is_listed_and_removed() {
 }
 
 #[test]
+fn a_run_whose_instance_was_removed_leaves_the_next_of_that_name_alone() {
+    let bench = Bench::new();
+    let run = bench.start("run", &HANG);
+    run.prints("Linux version");
+    // Held, so that it sees nothing of what follows before all of it has happened.
+    run.signal(Signal::STOP);
+    bench.does(&["rm", "--force", "hanging"]);
+    let mut again = HANG.to_vec();
+    again.push("--detach");
+    bench.start("run", &again).ends().with_code(0);
+    run.signal(Signal::TERM);
+    run.signal(Signal::CONT);
+    run.ends().with_code(143);
+    assert_eq!(bench.state("hanging").unwrap(), "running");
+    bench.does(&["rm", "--force", "hanging"]);
+    bench.is_clean();
+}
+
+#[test]
 fn an_instance_that_a_killed_run_and_qemu_left_is_swept_by_the_next_run() {
     let bench = Bench::new();
     let run = bench.start("run", &HANG);
