@@ -222,7 +222,7 @@ impl Bench {
             let left: Vec<_> = fs::read_dir(&directory)
                 .unwrap()
                 .map(|entry| entry.unwrap().path())
-                // The lock of a name that was refused stays until the next instance is made.
+                // One that was told to end may leave the lock of its name for the next to clear.
                 .filter(|path| path.extension() != Some("lock".as_ref()))
                 .collect();
             assert!(left.is_empty(), "{left:?}");
