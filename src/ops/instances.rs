@@ -31,7 +31,6 @@ pub enum IfRunning {
 
 /// All instances.
 pub async fn list(context: &Context<'_>) -> Result<Vec<Listed>, OpsError> {
-    sweep(context).await;
     let mut listed = Vec::new();
     for name in context.instances.names()? {
         // It may have been removed since.

@@ -147,7 +147,7 @@ fn prepare_again_changes_nothing_and_another_plan_is_a_conflict() {
         &prepare(" --memory 4G").text(),
         r#"
         ------- stderr -------
-        error: there is an instance vm already, and it is different: it is another machine
+        error: there is an instance vm already, and it is different: it has another amount of memory
         hint: choose another name, or remove it: `ironboot rm vm`
         [exit status: 125]
         "#,

@@ -77,7 +77,7 @@ fn a_layer_that_the_registry_has_not_is_not_found() {
         r#"
         ------- stderr -------
         error: can not fetch the disk of $REGISTRY/os:1
-  caused by: $REGISTRY/os:1 has no sha256:<disk>
+          caused by: $REGISTRY/os:1 has no sha256:<disk>
         [exit status: 125]
         "#,
     );
@@ -155,7 +155,7 @@ fn a_disk_of_other_content_is_refused() {
         r#"
         ------- stderr -------
         error: can not fetch the disk of $REGISTRY/os:1
-  caused by: blob sha256:<disk> has other content: sha256:$OTHER
+          caused by: blob sha256:<disk> has other content: sha256:$OTHER
         [exit status: 125]
         "#,
     );
@@ -170,7 +170,7 @@ fn a_disk_that_is_longer_than_its_descriptor_is_refused() {
         r#"
         ------- stderr -------
         error: can not fetch the disk of $REGISTRY/os:1
-  caused by: sha256:<disk> has 65537 bytes, expected 65536
+          caused by: sha256:<disk> has 65537 bytes, expected 65536
         [exit status: 125]
         "#,
     );
@@ -180,7 +180,8 @@ fn a_disk_that_is_longer_than_its_descriptor_is_refused() {
         move |_| Reply::status(200).chunked(&longer()),
         r#"
         ------- stderr -------
-        error: $REGISTRY/os:1 (sha256:<disk>) is larger than 65536 bytes
+        error: can not fetch the disk of $REGISTRY/os:1
+          caused by: $REGISTRY/os:1 (sha256:<disk>) is larger than 65536 bytes
         [exit status: 125]
         "#,
     );
@@ -189,7 +190,8 @@ fn a_disk_that_is_longer_than_its_descriptor_is_refused() {
         |_| Reply::status(200).endless(),
         r#"
         ------- stderr -------
-        error: $REGISTRY/os:1 (sha256:<disk>) is larger than 65536 bytes
+        error: can not fetch the disk of $REGISTRY/os:1
+          caused by: $REGISTRY/os:1 (sha256:<disk>) is larger than 65536 bytes
         [exit status: 125]
         "#,
     );
@@ -203,7 +205,7 @@ fn a_disk_that_is_shorter_than_its_descriptor_is_refused() {
         r#"
         ------- stderr -------
         error: can not fetch the disk of $REGISTRY/os:1
-  caused by: sha256:<disk> has 65535 bytes, expected 65536
+          caused by: sha256:<disk> has 65535 bytes, expected 65536
         [exit status: 125]
         "#,
     );
@@ -225,7 +227,8 @@ fn a_disk_that_ends_too_early_is_asked_for_again_and_then_refused() {
         &pulled.text(),
         r#"
         ------- stderr -------
-        error: blob sha256:<disk> has 65535 bytes, its descriptor says 65536
+        error: can not fetch the disk of $REGISTRY/os:1
+          caused by: blob sha256:<disk> has 65535 bytes, its descriptor says 65536
         [exit status: 125]
         "#,
     );
@@ -351,7 +354,7 @@ fn a_layout_with_a_damaged_blob_is_refused() {
         r#"
         ------- stderr -------
         error: can not fetch the disk of oci:$LAYOUT:1
-  caused by: blob sha256:<disk> has other content: sha256:$OTHER
+          caused by: blob sha256:<disk> has other content: sha256:$OTHER
         [exit status: 125]
         "#,
     );
@@ -362,7 +365,8 @@ fn a_layout_with_a_damaged_blob_is_refused() {
         "integrity",
         r#"
         ------- stderr -------
-        error: sha256:<disk> has 1024 bytes, expected 65536
+        error: can not fetch the disk of oci:$LAYOUT:1
+          caused by: sha256:<disk> has 1024 bytes, expected 65536
         [exit status: 125]
         "#,
     );
@@ -373,7 +377,8 @@ fn a_layout_with_a_damaged_blob_is_refused() {
         "not-found",
         r#"
         ------- stderr -------
-        error: oci:$LAYOUT:1 has no sha256:<disk>
+        error: can not fetch the disk of oci:$LAYOUT:1
+          caused by: oci:$LAYOUT:1 has no sha256:<disk>
         [exit status: 125]
         "#,
     );
@@ -384,7 +389,8 @@ fn a_layout_with_a_damaged_blob_is_refused() {
         "invalid-image",
         r#"
         ------- stderr -------
-        error: not a regular file: $LAYOUT/blobs/sha256/<disk>
+        error: can not fetch the disk of oci:$LAYOUT:1
+          caused by: not a regular file: $LAYOUT/blobs/sha256/<disk>
         [exit status: 125]
         "#,
     );

@@ -236,7 +236,7 @@ fn documents_that_are_not_what_they_say_are_refused() {
             r#"
                 ------- stderr -------
                 error: sha256:<top> is not a readable index or manifest
-                  caused by: invalid type: string "an index", expected struct WireDocument at line 1 column 10
+                  caused by: invalid type: string "an index", expected an object at line 1 column 10
                 [exit status: 125]
                 "#,
         ),
@@ -266,7 +266,7 @@ fn an_index_within_an_index_is_told_and_not_followed() {
     refused(
         &sandbox,
         &sandbox.layout(&image),
-        "no-match",
+        "invalid-image",
         r#"
         ------- stderr -------
         error: sha256:<inner> is an index within an index; name it by its digest to use it

@@ -127,7 +127,7 @@ fn references_that_are_none_are_refused() {
             "r.example/os@sha256:../../x",
             r#"
                 ------- stderr -------
-                error: invalid value 'r.example/os@sha256:../../x' for '<IMAGE>': image reference has a bad digest
+                error: invalid value 'r.example/os@sha256:../../x' for '<IMAGE>': image reference has a bad digest: digest is not 64 lower-case hex digits: sha256:../../x
 
                 For more information, try '--help'.
                 [exit status: 2]
