@@ -13,8 +13,6 @@ pub struct Host {
     pub architecture: Architecture,
     /// Whether the kernel's KVM is of use; the reason if it is not.
     pub kvm: Result<(), String>,
-    /// Number of CPUs that this process may use.
-    pub cpus: usize,
 }
 
 /// An accelerator and why it was taken.
@@ -41,7 +39,6 @@ impl Host {
                     .map(drop)
             }),
             architecture,
-            cpus: std::thread::available_parallelism().map_or(1, usize::from),
         }
     }
 
@@ -101,7 +98,6 @@ mod tests {
         Host {
             architecture: Architecture::Amd64,
             kvm,
-            cpus: 1,
         }
     }
 

@@ -199,7 +199,11 @@ pub(super) fn instances(listed: &[Listed]) -> Value {
     let instances: Vec<Value> = listed
         .iter()
         .map(|listed| {
-            let state = listed.state.as_ref().ok().map(|state| state.as_str());
+            let state = match (&listed.state, &listed.record.hypervisor) {
+                (Ok(_), None) => Some("prepared"),
+                (Ok(state), _) => Some(state.as_str()),
+                (Err(_), _) => None,
+            };
             let mut object = instance(&listed.record, state);
             object["error"] = json!(listed.state.as_ref().err().map(ToString::to_string));
             object

@@ -151,6 +151,13 @@ impl Drawing {
         }
     }
 
+    /// Shows something that the user should know, unless they asked for quiet.
+    pub(super) fn warn(&self, text: &str) {
+        if self.amount != Amount::Quiet {
+            self.line(&format!("warning: {text}"));
+        }
+    }
+
     fn tell_now_and_then(&self, blob: &mut Blob) {
         if blob.told.elapsed() < PLAIN_INTERVAL {
             return;

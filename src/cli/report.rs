@@ -208,7 +208,11 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
             Kind::NoSpace,
             hint("free some space, or pass --store for another disk"),
         ),
-        OpsError::Fetch { source, .. } => classify(source),
+        OpsError::Fetch { source, .. } => match &**source {
+            // Of a blob, more than its descriptor says.
+            OpsError::Source(SourceError::TooLarge { .. }) => (Kind::Integrity, None),
+            other => classify(other),
+        },
         OpsError::Output(_) => (Kind::Host, None),
         OpsError::Task(_) => (
             Kind::Host,

@@ -46,6 +46,12 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
         open_hypervisor: &open_hypervisor,
         report: &report,
     };
+    for path in context.sources.credentials.readable_by_others() {
+        drawing.warn(&format!(
+            "everybody may read the credentials in {}",
+            path.display()
+        ));
+    }
     dispatch(&context, cli.verb, global.json).await
 }
 

@@ -25,7 +25,7 @@ pub struct ImageConfig {
 
 /// A config blob that is not JSON.
 #[derive(Debug, Error)]
-#[error("config {digest} is not a JSON object")]
+#[error("config {digest} is not a JSON object of the known form")]
 pub struct ConfigError {
     /// The blob.
     digest: Digest,

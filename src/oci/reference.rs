@@ -101,13 +101,6 @@ impl RegistryReference {
     pub fn digest(&self) -> Option<&Digest> {
         self.digest.as_ref()
     }
-
-    /// Returns the reference of another tag in the same repository.
-    ///
-    /// Errors if `tag` is not a tag.
-    pub fn with_tag(&self, tag: &str) -> Result<Self, ReferenceError> {
-        parse_registry(&format!("{}/{}:{tag}", self.registry, self.repository))
-    }
 }
 
 impl Reference {

@@ -86,7 +86,11 @@ pub async fn inspect(context: &Context<'_>, reference: &Reference) -> Result<Ins
     let raw = source.document(Wanted::Reference).await?;
     let media_type = raw.media_type.as_deref();
     let document = Document::parse(&raw.bytes, raw.digest, media_type)?;
-    let top = Descriptor::of(media_type.unwrap_or(manifest::OCI_INDEX), &raw.bytes);
+    let of_shape = match document {
+        Document::Index(_) => manifest::OCI_INDEX,
+        Document::Manifest(_) => manifest::OCI_MANIFEST,
+    };
+    let top = Descriptor::of(media_type.unwrap_or(of_shape), &raw.bytes);
     let manifests = match document {
         Document::Manifest(manifest) => {
             let entry = IndexEntry {

@@ -1,15 +1,10 @@
 //! The instances: list, start, stop, remove.
 
-use std::time::Duration;
-
 use crate::domain::DomainName;
 use crate::files::Wait;
 use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop, qemu};
 use crate::instance::{InstanceError, Record};
 use crate::ops::{Context, OpsError, Progress, blocking};
-
-/// How long a guest may take to power off on request.
-pub const GRACE: Duration = Duration::from_secs(60);
 
 /// An instance and what it does.
 #[derive(Debug)]

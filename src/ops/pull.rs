@@ -73,7 +73,7 @@ pub async fn pull_resolved(
     wish.images
         .push(chosen(&wish, &selected.image, &needed, extent));
     if let (Extent::All, Some(index)) = (extent, &resolved.index) {
-        wish.add_others(&*resolved.source, index).await?;
+        wish.add_others(context, &*resolved.source, index).await?;
     }
     let leased = wish.digests();
     let (store, digests) = (context.store.clone(), leased.clone());
@@ -143,7 +143,12 @@ fn chosen(wish: &Wish, image: &Image, needed: &[&Descriptor], extent: Extent) ->
 
 impl Wish {
     /// Adds the other manifests of the index, whole.
-    async fn add_others(&mut self, source: &dyn Source, index: &Index) -> Result<(), OpsError> {
+    async fn add_others(
+        &mut self,
+        context: &Context<'_>,
+        source: &dyn Source,
+        index: &Index,
+    ) -> Result<(), OpsError> {
         for entry in &index.entries {
             let digest = entry.descriptor.digest;
             if self
@@ -153,7 +158,7 @@ impl Wish {
             {
                 continue;
             }
-            let (bytes, manifest) = read_entry(source, entry).await?;
+            let (bytes, manifest) = read_entry(context, source, entry).await?;
             let roles = Roles::of(&manifest, digest).ok();
             let variant = roles
                 .and_then(|roles| Variant::of(&manifest, Some(&entry.descriptor), &roles, None));

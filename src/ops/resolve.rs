@@ -7,11 +7,11 @@ use crate::boot::{BootOptions, BootPlan, PlanError, plan};
 use crate::image::config::{ImageConfig, MAX_CONFIG_BYTES};
 use crate::image::select::{Candidate, Dropped, Offer, SelectError, Wanted, may_fit, select};
 use crate::image::{LayerRole, Selected};
-use crate::oci::manifest::IndexEntry;
+use crate::oci::manifest::{IndexEntry, MAX_DOCUMENT_BYTES};
 use crate::oci::{Architecture, Descriptor, Digest, Document, Index, Reference, manifest};
 use crate::ops::{Context, OpsError, Progress};
 use crate::source::{self, RawDocument, Source, SourceError, Wanted as Which};
-use crate::store::StoreError;
+use crate::store::{Store, StoreError};
 
 /// Largest command line layer that is read, in bytes; what is longer no kernel takes.
 const MAX_COMMAND_LINE_LAYER_BYTES: u64 = 64 << 10;
@@ -65,7 +65,8 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
             (vec![candidate], Vec::new(), None)
         }
         Document::Index(index) => {
-            let read = read_entries(&*source, &index, &request.wanted.architecture).await?;
+            let read =
+                read_entries(context, &*source, &index, &request.wanted.architecture).await?;
             documents.extend(read.documents);
             broken = read.broken;
             whole_index = Some(index);
@@ -86,7 +87,7 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
     };
     let chosen = selected.image.manifest_digest;
     documents.retain(|(descriptor, _)| [top.digest, chosen].contains(&descriptor.digest));
-    let metadata = read_metadata(&*source, &selected).await?;
+    let metadata = read_metadata(context, &*source, &selected).await?;
     check_architecture(&selected, &metadata.config, request)?;
     let plan = plan(&selected.image, &metadata, &request.boot);
     Ok(Resolved {
@@ -119,6 +120,7 @@ struct ReadEntries {
 
 /// Reads the manifest of every entry that may be for `architecture`.
 async fn read_entries(
+    context: &Context<'_>,
     source: &dyn Source,
     index: &Index,
     architecture: &Architecture,
@@ -132,7 +134,7 @@ async fn read_entries(
         }
     }
     let mut answers = futures_util::stream::iter(fitting)
-        .map(|entry| async move { (entry, read_entry(source, entry).await) })
+        .map(|entry| async move { (entry, read_entry(context, source, entry).await) })
         .buffered(4);
     while let Some((entry, answer)) = answers.next().await {
         match answer {
@@ -166,12 +168,21 @@ async fn read_entries(
     Ok(read)
 }
 
-/// Reads the manifest of an index entry.
+/// Reads the manifest of an index entry, from the store if it is there.
 pub(super) async fn read_entry(
+    context: &Context<'_>,
     source: &dyn Source,
     entry: &IndexEntry,
 ) -> Result<(Vec<u8>, manifest::Manifest), OpsError> {
-    let raw = source.document(Which::Entry(&entry.descriptor)).await?;
+    let descriptor = &entry.descriptor;
+    let raw = match stored(&context.store, descriptor, MAX_DOCUMENT_BYTES)? {
+        Some(bytes) => RawDocument {
+            bytes,
+            digest: descriptor.digest,
+            media_type: None,
+        },
+        None => source.document(Which::Entry(descriptor)).await?,
+    };
     let says = Some(entry.descriptor.media_type.as_str())
         .filter(|says| manifest::DOCUMENT_TYPES.contains(says));
     match Document::parse(&raw.bytes, raw.digest, says)? {
@@ -198,13 +209,17 @@ fn is_entrys_fault(error: &OpsError) -> bool {
 }
 
 /// Fetches the config and the command line layer.
-async fn read_metadata(source: &dyn Source, selected: &Selected) -> Result<Metadata, OpsError> {
+async fn read_metadata(
+    context: &Context<'_>,
+    source: &dyn Source,
+    selected: &Selected,
+) -> Result<Metadata, OpsError> {
     let image = &selected.image;
     let config = &image.manifest.config;
     let parsed = if config.digest == Digest::of(b"{}") {
         ImageConfig::default()
     } else {
-        let bytes = fetch_small(source, config, MAX_CONFIG_BYTES, "config").await?;
+        let bytes = fetch_small(context, source, config, MAX_CONFIG_BYTES, "config").await?;
         match ImageConfig::parse(&bytes, config.digest) {
             // It would only be asked for the kernel's command line.
             Err(_) if image.roles.get(LayerRole::Kernel).is_none() => ImageConfig::default(),
@@ -212,9 +227,16 @@ async fn read_metadata(source: &dyn Source, selected: &Selected) -> Result<Metad
         }
     };
     let command_line_layer = match image.roles.get(LayerRole::CommandLine) {
-        Some(layer) => {
-            Some(fetch_small(source, layer, MAX_COMMAND_LINE_LAYER_BYTES, "command line").await?)
-        }
+        Some(layer) => Some(
+            fetch_small(
+                context,
+                source,
+                layer,
+                MAX_COMMAND_LINE_LAYER_BYTES,
+                "command line",
+            )
+            .await?,
+        ),
         None => None,
     };
     Ok(Metadata {
@@ -223,8 +245,24 @@ async fn read_metadata(source: &dyn Source, selected: &Selected) -> Result<Metad
     })
 }
 
-/// Fetches a small blob into memory and verifies it.
+/// Reads a small blob that the store has; nothing if it has it not, or if it is damaged there.
+fn stored(
+    store: &Store,
+    blob: &Descriptor,
+    limit_bytes: u64,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    let Ok(Some(found)) = store.peek(blob) else {
+        return Ok(None);
+    };
+    let content = found.head(limit_bytes)?;
+    let mut hasher = blob.digest.hasher();
+    hasher.update(&content);
+    Ok((hasher.finish() == blob.digest).then_some(content))
+}
+
+/// Reads a small blob into memory, from the store or from the source, and verifies it.
 async fn fetch_small(
+    context: &Context<'_>,
     source: &dyn Source,
     blob: &Descriptor,
     limit_bytes: u64,
@@ -237,6 +275,9 @@ async fn fetch_small(
             size_bytes: blob.size,
             limit_bytes,
         });
+    }
+    if let Some(content) = stored(&context.store, blob, limit_bytes)? {
+        return Ok(content);
     }
     let mut stream = source.blob(blob, 0).await?.bytes;
     let mut content = Vec::new();

@@ -91,12 +91,6 @@ impl Lease {
         }
     }
 
-    /// The store.
-    #[must_use]
-    pub fn store(&self) -> &Store {
-        &self.store
-    }
-
     /// A blob that the lease does not name could be deleted under its user.
     fn check(&self, blob: &Descriptor) {
         assert!(

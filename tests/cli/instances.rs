@@ -295,7 +295,7 @@ fn instances_are_listed_and_removed_with_their_files_and_pins() {
           "manifest_digest": "sha256:<manifest>",
           "memory_mib": 2048,
           "name": "a",
-          "state": "unknown"
+          "state": "prepared"
         }
         "#,
     );

@@ -176,7 +176,7 @@ fn a_disk_that_is_longer_than_its_descriptor_is_refused() {
     );
     // Where no length is announced it shows only at the end.
     refused_disk(
-        "invalid-image",
+        "integrity",
         move |_| Reply::status(200).chunked(&longer()),
         r#"
         ------- stderr -------
@@ -186,7 +186,7 @@ fn a_disk_that_is_longer_than_its_descriptor_is_refused() {
         "#,
     );
     refused_disk(
-        "invalid-image",
+        "integrity",
         |_| Reply::status(200).endless(),
         r#"
         ------- stderr -------

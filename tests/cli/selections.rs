@@ -483,7 +483,7 @@ fn a_config_that_is_no_config_is_refused() {
         "invalid-image",
         r#"
         ------- stderr -------
-        error: config sha256:<config> is not a JSON object
+        error: config sha256:<config> is not a JSON object of the known form
           caused by: invalid type: integer `1`, expected a string at line 1 column 17
         [exit status: 125]
         "#,
