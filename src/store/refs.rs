@@ -125,12 +125,16 @@ impl Store {
             reference: reference.clone(),
         };
         let record = self.reference(reference)?.ok_or_else(no_reference)?;
-        let mut own: BTreeSet<Digest> = record.digests().collect();
+        // An instance uses an image if it was made from its manifest; single blobs, such as an
+        // empty config, are shared by images that have nothing to do with each other.
+        let manifests = |record: &StoredReference| -> BTreeSet<Digest> {
+            let images = record.images.iter();
+            images.map(|image| image.manifest.digest).collect()
+        };
+        let mut own = manifests(&record);
         for other in self.references()? {
             if other.reference != record.reference {
-                for digest in other.digests() {
-                    own.remove(&digest);
-                }
+                own = &own - &manifests(&other);
             }
         }
         let users: Vec<String> = self
@@ -294,8 +298,8 @@ mod tests {
         store
             .put_reference(&reference, &top, image("x"), 1)
             .unwrap();
-        let layer = image("x")[0].blobs[0].digest;
-        store.pin("vm", BTreeSet::from([layer])).unwrap();
+        let manifest = image("x")[0].manifest.digest;
+        store.pin("vm", BTreeSet::from([manifest])).unwrap();
         let Err(StoreError::InUse { users, .. }) = store.remove_reference(&reference) else {
             panic!("removed what an instance needs");
         };

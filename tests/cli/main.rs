@@ -14,6 +14,7 @@
 //! | `selections`  | images of which no single or no readable manifest is meant               |
 //! | `contents`    | layers that are not what they say                                        |
 //! | `registries`  | registries that lack, refuse, lie or break                               |
+//! | `space`       | what takes space, gives it back, or does not fit                        |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
 //! | `together`    | many processes at once, and one that is killed                           |
 
@@ -45,5 +46,6 @@ mod contents;
 mod registries;
 mod credentials;
 mod images;
+mod space;
 mod usage;
 mod together;

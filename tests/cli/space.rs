@@ -1,0 +1,147 @@
+//! What takes space, what gives it back, and what there is no space for.
+
+use std::fs;
+use std::process::Command;
+
+use serde_json::json;
+
+use crate::image::{Image, OCI_MANIFEST, disk, disk_only, entry, initramfs, kernel, manifest};
+use crate::registry::{Access, DockerRegistry};
+use crate::sandbox::{Sandbox, check};
+
+/// Writes `image` as the only one of the layout directory `name`; returns its reference.
+fn written(sandbox: &Sandbox, name: &str, image: &Image) -> String {
+    let directory = sandbox.path(name);
+    if directory.exists() {
+        fs::remove_dir_all(&directory).unwrap();
+    }
+    image.write_layout(&directory);
+    format!("oci:{}", directory.display())
+}
+
+fn done(sandbox: &Sandbox, line: &str) {
+    let output = sandbox.run(line);
+    assert_eq!(output.status, 0, "{line}: {}", output.text());
+}
+
+fn blobs(sandbox: &Sandbox) -> usize {
+    sandbox.names("blobs/sha256").len()
+}
+
+#[test]
+fn what_a_moved_tag_led_to_is_freed() {
+    let sandbox = Sandbox::new();
+    let image = written(&sandbox, "moving", &disk_only(&disk("one")));
+    done(&sandbox, &format!("pull -q --arch amd64 {image}"));
+    let of_one = blobs(&sandbox);
+    written(&sandbox, "moving", &disk_only(&disk("two")));
+    done(&sandbox, &format!("pull -q --arch amd64 {image}"));
+    assert_eq!(blobs(&sandbox), of_one);
+    done(&sandbox, &format!("image rm {image}"));
+    assert_eq!(blobs(&sandbox), 0);
+}
+
+#[test]
+fn what_an_instance_kept_of_a_moved_tag_is_freed_with_it() {
+    let sandbox = Sandbox::new();
+    let image = written(&sandbox, "moving", &disk_only(&disk("one")));
+    done(
+        &sandbox,
+        &format!("prepare -q --arch amd64 --accel tcg --name vm {image}"),
+    );
+    let of_one = blobs(&sandbox);
+    written(&sandbox, "moving", &disk_only(&disk("two")));
+    done(&sandbox, &format!("pull -q --arch amd64 {image}"));
+    assert!(blobs(&sandbox) > of_one, "the instance has lost its disk");
+    done(&sandbox, &format!("image rm {image}"));
+    assert_eq!(
+        blobs(&sandbox),
+        of_one,
+        "what the instance boots with, and no more"
+    );
+    done(&sandbox, "rm vm");
+    assert_eq!(blobs(&sandbox), 0);
+}
+
+#[test]
+fn an_image_pulled_whole_is_pushed_and_read_by_others() {
+    let sandbox = Sandbox::new();
+    let registry = DockerRegistry::start(Access::Open);
+    let mut image = Image::default();
+    let config = image.config("config", r#"{"commandLine":"quiet"}"#);
+    let mut entries = Vec::new();
+    for (name, architecture, variant) in [
+        ("metal", "arm64", "metal"),
+        ("virtualization", "amd64", "virtualization"),
+    ] {
+        let layers = [
+            image.layer(name, "kernel", &kernel(architecture)),
+            image.layer("initramfs", "initramfs", &initramfs()),
+        ];
+        let manifest = manifest(&config, &layers);
+        let descriptor = image.document(&format!("of {name}"), OCI_MANIFEST, &manifest);
+        let mut listed = entry(descriptor, architecture);
+        listed["annotations"] = json!({"variant": variant});
+        entries.push(listed);
+    }
+    let image = image.index(&entries);
+    let there = format!("{}/os", registry.address());
+    let layout = written(&sandbox, "whole", &image);
+    done(&sandbox, &format!("image push -q {layout} {there}:1"));
+    done(&sandbox, &format!("pull -q --arch amd64 --all {there}:1"));
+    done(&sandbox, &format!("image push -q {there}:1 {there}:2"));
+    let digest = |tag: &str| {
+        sandbox
+            .run(format!("image inspect --json {there}:{tag}"))
+            .json()["digest"]
+            .take()
+    };
+    assert_eq!(digest("1"), digest("2"));
+    let store = sandbox.store();
+    let output = Command::new("skopeo")
+        .args(["copy", "-q", "--all"])
+        .arg(format!("oci:{}:{there}:1", store.display()))
+        .arg(format!("oci:{}:copy", sandbox.path("copy").display()))
+        .output()
+        .expect("skopeo is installed");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn what_does_not_fit_is_not_begun() {
+    let sandbox = Sandbox::new();
+    let mut image = Image::default();
+    let config = image.config("config", "{}");
+    let mut layer = image.layer("disk", "rootfs", &disk("1"));
+    layer["size"] = json!(1_u64 << 60);
+    let image = image.top(OCI_MANIFEST, &manifest(&config, &[layer]));
+    let (_server, reference) = sandbox.serve(&image);
+    let output = sandbox.run(format!("pull -q --json --arch amd64 {reference}"));
+    assert_eq!(output.status, 125);
+    assert_eq!(output.json()["error"]["kind"], "no-space");
+    assert_eq!(sandbox.names("ingest"), Vec::<String>::new());
+}
+
+#[test]
+fn a_disk_larger_than_any_is_refused_while_it_is_typed() {
+    let sandbox = Sandbox::new();
+    for size in ["8000000T", "17T", "0"] {
+        let run = format!("run -q --dry-run --disk-size {size} r.example/os:1");
+        check(
+            &sandbox.run(run).text(),
+            &format!(
+                "
+        ------- stderr -------
+        error: invalid value '{size}' for '--disk-size <SIZE>': size of a disk is not from 1 byte to 16T: {size}
+
+        For more information, try '--help'.
+        [exit status: 2]
+        "
+            ),
+        );
+    }
+}
