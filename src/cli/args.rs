@@ -108,7 +108,7 @@ pub(super) enum Verb {
         /// Start it
         #[arg(long)]
         start: bool,
-        /// Replace a domain of the same name that is different and does not run
+        /// Replace a domain of the same name that is different and does not run; its disk is lost
         #[arg(long)]
         replace: bool,
         /// Print the domain's XML and touch nothing
@@ -124,7 +124,7 @@ pub(super) enum Verb {
         /// Name of the VM [default: run- and some letters]
         #[arg(short, long)]
         name: Option<DomainName>,
-        /// Leave it running in the background
+        /// Leave it running in the background, and keep it and its disk until `rm`
         #[arg(short, long)]
         detach: bool,
         /// Keep the VM and its disk when it has stopped; needs --name
@@ -145,7 +145,7 @@ pub(super) enum Verb {
         /// Its name
         name: DomainName,
     },
-    /// Stop an instance by its power button
+    /// Stop an instance by its power button, or with --force by its plug
     Stop {
         /// Its name
         name: DomainName,
@@ -257,7 +257,7 @@ pub(super) struct ChoiceArgs {
 #[command(next_help_heading = "The machine")]
 pub(super) struct MachineArgs {
     /// Number of virtual CPUs
-    #[arg(long, visible_alias = "vcpus", value_name = "N", default_value = "2")]
+    #[arg(long, visible_alias = "vcpus", value_name = "N", default_value = "2", value_parser = cpus)]
     pub cpus: NonZeroU32,
     /// Memory, as in 512M or 4G; a bare number is MiB
     #[arg(short, long, value_name = "SIZE", default_value = "2G")]
@@ -352,6 +352,14 @@ impl BootWord {
             Self::Iso => Some(MethodName::Iso),
         }
     }
+}
+
+/// Parses a number of CPUs; 255 is what `q35` and `virt` take without more ado.
+fn cpus(text: &str) -> Result<NonZeroU32, String> {
+    let number: Option<NonZeroU32> = text.parse().ok();
+    number
+        .filter(|number| number.get() <= 255)
+        .ok_or_else(|| "not a number from 1 to 255".to_owned())
 }
 
 /// Parses a reference; clap shows an error without what caused it, so it is told here.

@@ -35,6 +35,9 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
     let report = |event| drawing.show(event);
     let root = environment::store(&global)
         .map_err(|error| Report::usage(format!("pass --store DIR: {error}")))?;
+    if let Some(file) = global.authfile.as_ref().filter(|file| !file.exists()) {
+        return Err(Report::usage(format!("no such file: {}", file.display())));
+    }
     let store = Store::at(root);
     let context = Context {
         instances: Instances::at(store.instances()),

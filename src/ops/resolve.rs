@@ -49,7 +49,10 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
     let reference = &request.reference;
     (context.report)(Progress::Resolving(reference.clone()));
     let source = source::open(reference, &context.sources)?;
-    let raw = source.document(Which::Reference).await?;
+    let raw = match stored_top(&context.store, reference)? {
+        Some(raw) => raw,
+        None => source.document(Which::Reference).await?,
+    };
     let document = Document::parse(&raw.bytes, raw.digest, raw.media_type.as_deref())?;
     let top = describe(&raw, &document);
     let mut documents = vec![(top.clone(), raw.bytes)];
@@ -243,6 +246,22 @@ async fn read_metadata(
         config: parsed,
         command_line_layer,
     })
+}
+
+/// The document that a reference names by digest, if the store has it: then nobody is asked.
+fn stored_top(store: &Store, reference: &Reference) -> Result<Option<RawDocument>, StoreError> {
+    let Some(digest) = reference.digest() else {
+        return Ok(None);
+    };
+    let Some(descriptor) = store.document(digest)? else {
+        return Ok(None);
+    };
+    let bytes = stored(store, &descriptor, MAX_DOCUMENT_BYTES)?;
+    Ok(bytes.map(|bytes| RawDocument {
+        bytes,
+        digest: *digest,
+        media_type: Some(descriptor.media_type),
+    }))
 }
 
 /// Reads a small blob that the store has; nothing if it has it not, or if it is damaged there.

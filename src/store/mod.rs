@@ -64,7 +64,7 @@ pub enum StoreError {
         /// The descriptor's size.
         size_bytes: u64,
     },
-    /// Fewer bytes than the descriptor says.
+    /// Another number of bytes than the descriptor says.
     #[error("blob {blob} has {actual_bytes} bytes, its descriptor says {expected_bytes}")]
     TooShort {
         /// The blob.
@@ -251,7 +251,8 @@ impl Blob {
 
     /// Looks at the file of `digest`: none if there is none.
     ///
-    /// Errors if what is there is no plain file or has another size: the store is damaged then.
+    /// Errors if what is there is no plain file or has another size. If it has its digest all the
+    /// same, it is the descriptor that is wrong, and otherwise the store is damaged.
     fn look(store: &Store, expected: &Descriptor) -> Result<Option<Self>, StoreError> {
         let digest = expected.digest;
         let path = store.blob_path(&digest);
@@ -261,7 +262,16 @@ impl Blob {
         };
         let what = match metadata {
             _ if !metadata.is_file() => "not a plain file",
-            _ if metadata.len() != expected.size => "not of its size",
+            _ if metadata.len() != expected.size => {
+                if Self::has_digest(&path, digest)? {
+                    return Err(StoreError::TooShort {
+                        blob: digest,
+                        expected_bytes: expected.size,
+                        actual_bytes: metadata.len(),
+                    });
+                }
+                "not of its size"
+            }
             _ => {
                 let size_bytes = metadata.len();
                 return Ok(Some(Self {
@@ -276,5 +286,18 @@ impl Blob {
             what,
             path,
         })
+    }
+
+    /// Hashes the file `path`.
+    fn has_digest(path: &Path, digest: Digest) -> Result<bool, StoreError> {
+        let mut file = File::open(path).map_err(FileError::of("open", path))?;
+        let mut hasher = digest.hasher();
+        let mut block = vec![0; 1 << 20];
+        loop {
+            match file.read(&mut block).map_err(FileError::of("read", path))? {
+                0 => return Ok(hasher.finish() == digest),
+                count => hasher.update(&block[..count]),
+            }
+        }
     }
 }

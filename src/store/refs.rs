@@ -106,6 +106,18 @@ impl Store {
         Self::read_record(&self.reference_path(reference))
     }
 
+    /// The descriptor of the document `digest`, if one of the references leads to it.
+    pub fn document(&self, digest: &Digest) -> Result<Option<Descriptor>, StoreError> {
+        let references = self.references()?;
+        let mut documents = references.iter().flat_map(|stored| {
+            let manifests = stored.images.iter().map(|image| &image.manifest);
+            std::iter::once(&stored.top).chain(manifests)
+        });
+        Ok(documents
+            .find(|document| document.digest == *digest)
+            .cloned())
+    }
+
     /// All references, sorted.
     pub fn references(&self) -> Result<Vec<StoredReference>, StoreError> {
         let directory = self.path("refs");

@@ -1,10 +1,13 @@
-//! What takes space, what gives it back, and what there is no space for.
+//! What is in the store already, what takes space there, and what there is no space for.
 
 use std::fs;
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::json;
 
+use crate::hostile::Reply;
 use crate::image::{Image, OCI_MANIFEST, disk, disk_only, entry, initramfs, kernel, manifest};
 use crate::registry::{Access, DockerRegistry};
 use crate::sandbox::{Sandbox, check};
@@ -144,4 +147,46 @@ fn a_disk_larger_than_any_is_refused_while_it_is_typed() {
             ),
         );
     }
+}
+
+#[test]
+fn what_is_named_by_a_digest_that_is_here_needs_no_registry() {
+    let sandbox = Sandbox::new();
+    let image = disk_only(&disk("1"));
+    let is_gone = Arc::new(AtomicBool::new(false));
+    let gone = Arc::clone(&is_gone);
+    let server =
+        image.serve_except(move |_, _| gone.load(Ordering::SeqCst).then(|| Reply::status(404)));
+    let (_server, reference) = sandbox.at(&image, server);
+    let pinned = format!("{reference}@{}", image.digest("top"));
+    done(&sandbox, &format!("pull -q --arch amd64 {reference}"));
+    is_gone.store(true, Ordering::SeqCst);
+    let tag = sandbox.run(format!("plan --arch amd64 {reference}"));
+    assert_eq!(tag.status, 125, "{}", tag.text());
+    done(&sandbox, &format!("plan -q --arch amd64 {pinned}"));
+    done(
+        &sandbox,
+        &format!("prepare -q --arch amd64 --accel tcg --name vm {pinned}"),
+    );
+}
+
+#[test]
+fn a_descriptor_that_lies_about_a_blob_that_is_here_is_no_damage() {
+    let sandbox = Sandbox::new();
+    let honest = written(&sandbox, "honest", &disk_only(&disk("1")));
+    done(&sandbox, &format!("pull -q --arch amd64 {honest}"));
+    let before = blobs(&sandbox);
+    let mut image = Image::default();
+    let config = image.config("config", "{}");
+    let mut layer = image.layer("disk", "rootfs", &disk("1"));
+    layer["size"] = json!(disk("1").len() + 512);
+    let image = image.top(OCI_MANIFEST, &manifest(&config, &[layer]));
+    let lie = written(&sandbox, "lie", &image);
+    let output = sandbox.run(format!("pull -q --json --arch amd64 {lie}"));
+    assert_eq!(output.json()["error"]["kind"], "integrity");
+    assert_eq!(blobs(&sandbox), before);
+    done(
+        &sandbox,
+        &format!("prepare -q --arch amd64 --accel tcg --name vm {honest}"),
+    );
 }

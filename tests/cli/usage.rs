@@ -217,7 +217,7 @@ fn options_with_values_that_mean_nothing_are_refused() {
             "--cpus=0",
             r#"
                 ------- stderr -------
-                error: invalid value '0' for '--cpus <N>': number would be zero for non-zero type
+                error: invalid value '0' for '--cpus <N>': not a number from 1 to 255
 
                 For more information, try '--help'.
                 [exit status: 2]
