@@ -103,15 +103,23 @@ pub fn may_fit(entry: &IndexEntry, architecture: &Architecture) -> Result<(), Dr
         }
         Some(_) => return Ok(()),
     };
-    Err(Dropped {
-        digest: entry.descriptor.digest,
-        offer: Offer {
-            platform: platform_word(Some(entry)),
-            variant: None,
-            roles: String::new(),
-        },
-        reason,
-    })
+    Err(Dropped::unread(entry, reason))
+}
+
+impl Dropped {
+    /// An index entry whose manifest was not, or could not be, read.
+    #[must_use]
+    pub fn unread(entry: &IndexEntry, reason: String) -> Self {
+        Self {
+            digest: entry.descriptor.digest,
+            offer: Offer {
+                platform: platform_word(Some(entry)),
+                variant: None,
+                roles: String::new(),
+            },
+            reason,
+        }
+    }
 }
 
 fn platform_word(entry: Option<&IndexEntry>) -> String {

@@ -13,7 +13,7 @@ use crate::instance::{InstanceError, NameLock, Record};
 use crate::oci::{Descriptor, Digest};
 use crate::ops::instances::{self, IfRunning};
 use crate::ops::pull::{self, Extent};
-use crate::ops::resolve::{ImageRequest, resolve};
+use crate::ops::resolve::{ImageRequest, Resolved, resolve};
 use crate::ops::{Context, OpsError, Progress, blocking};
 use crate::stage::{self, GuestFile, Inspected, Parts, StagedBoot};
 
@@ -88,23 +88,11 @@ pub async fn prepare(
         instances.lock(&name, Wait::ForEver)
     })
     .await?;
-    let machine = Machine::try_from(&request.image.wanted.architecture)?;
-    let mut resolved = resolve(context, &request.image).await?;
-    if request.machine.ensure_console {
-        add_console(context, &mut resolved.plan, machine)?;
-    }
+    let (machine, resolved) = resolve_for(context, request).await?;
     let architecture = &request.image.wanted.architecture;
     let pulled = pull::pull_resolved(context, resolved, architecture, Extent::Needed).await?;
     let plan = pulled.plan?;
-    let firmware = find_firmware(context, &plan, machine)?;
-    let parts = Parts {
-        plan: &plan,
-        inspected: &pulled.inspected,
-        firmware: firmware.as_ref(),
-        disk_size_bytes: request.machine.disk_size_bytes,
-        guest_files: &request.machine.guest_files,
-    };
-    let spec = specify(context, request, &parts, machine)?;
+    let spec = specify(context, request, &plan, &pulled.inspected, machine)?;
     let record = Record {
         schema_version: 1,
         spec,
@@ -159,23 +147,24 @@ pub async fn describe(
     context: &Context<'_>,
     request: &InstanceRequest,
 ) -> Result<(BootPlan, DomainSpec), OpsError> {
+    let (machine, resolved) = resolve_for(context, request).await?;
+    let plan = resolved.plan?;
+    let inspected = look(context, &plan, request)?;
+    let spec = specify(context, request, &plan, &inspected, machine)?;
+    Ok((plan, spec))
+}
+
+/// Resolves the image for the machine that is asked for.
+async fn resolve_for(
+    context: &Context<'_>,
+    request: &InstanceRequest,
+) -> Result<(Machine, Resolved), OpsError> {
     let machine = Machine::try_from(&request.image.wanted.architecture)?;
     let mut resolved = resolve(context, &request.image).await?;
     if request.machine.ensure_console {
         add_console(context, &mut resolved.plan, machine)?;
     }
-    let plan = resolved.plan?;
-    let firmware = find_firmware(context, &plan, machine)?;
-    let inspected = look(context, &plan, request)?;
-    let parts = Parts {
-        plan: &plan,
-        inspected: &inspected,
-        firmware: firmware.as_ref(),
-        disk_size_bytes: request.machine.disk_size_bytes,
-        guest_files: &request.machine.guest_files,
-    };
-    let spec = specify(context, request, &parts, machine)?;
-    Ok((plan, spec))
+    Ok((machine, resolved))
 }
 
 /// Inspects the blobs if they are all here, and presumes what they are if not.
@@ -232,12 +221,21 @@ fn find_firmware(
 fn specify(
     context: &Context<'_>,
     request: &InstanceRequest,
-    parts: &Parts<'_>,
+    plan: &BootPlan,
+    inspected: &Inspected,
     machine: Machine,
 ) -> Result<DomainSpec, OpsError> {
+    let firmware = find_firmware(context, plan, machine)?;
+    let parts = Parts {
+        plan,
+        inspected,
+        firmware: firmware.as_ref(),
+        disk_size_bytes: request.machine.disk_size_bytes,
+        guest_files: &request.machine.guest_files,
+    };
     let name = request.name.clone();
     let directory = context.instances.directory(&name);
-    let staged = stage::describe(parts, &context.store, &directory)?;
+    let staged = stage::describe(&parts, &context.store, &directory)?;
     let StagedBoot {
         boot,
         disks,
@@ -248,7 +246,7 @@ fn specify(
         .accelerator(machine, request.machine.accelerator)
         .map_err(|reason| OpsError::NoKvm { reason })?;
     (context.report)(Progress::Accelerator(choice.clone()));
-    let image = &parts.plan.image;
+    let image = &plan.image;
     Ok(DomainSpec {
         uuid: Uuid::of(&format!("ironboot {}", directory.display())),
         name,
@@ -265,7 +263,7 @@ fn specify(
             reference: image.reference.to_string(),
             index_digest: image.index_digest,
             manifest_digest: image.manifest_digest,
-            method: parts.plan.method.name().to_string(),
+            method: plan.method.name().to_string(),
         },
     })
 }

@@ -151,18 +151,7 @@ async fn read_entries(
             }
             // One broken entry does not make its neighbours unusable; a source that fails does.
             Err(error) if is_entrys_fault(&error) => {
-                read.dropped.push(Dropped {
-                    digest: entry.descriptor.digest,
-                    offer: Offer {
-                        platform: entry
-                            .platform
-                            .as_ref()
-                            .map_or_else(|| "no platform".to_owned(), ToString::to_string),
-                        variant: None,
-                        roles: String::new(),
-                    },
-                    reason: error.to_string(),
-                });
+                read.dropped.push(Dropped::unread(entry, error.to_string()));
                 read.broken.get_or_insert(error);
             }
             Err(error) => return Err(error),
