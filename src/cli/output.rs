@@ -3,8 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::boot::plan::Alternative;
-use crate::boot::{BootMethod, BootPlan};
-use crate::domain::{Boot, DomainSpec};
+use crate::boot::{BootMethod, BootPlan, CommandLine};
+use crate::domain::{Boot, DomainSpec, Uefi, UefiImage};
 use crate::image::select::Dropped;
 use crate::image::{Image, LayerRole, Selected};
 use crate::instance::Record;
@@ -120,7 +120,7 @@ fn dropped(dropped: &Dropped) -> Value {
 
 /// The files of an instance, with absolute paths.
 pub(super) fn staged(spec: &DomainSpec) -> Value {
-    let (kernel, initramfs, command_line, firmware) = match &spec.boot {
+    let (kernel, initramfs, command_line) = match &spec.boot {
         Boot::Kernel {
             kernel,
             initramfs,
@@ -129,19 +129,17 @@ pub(super) fn staged(spec: &DomainSpec) -> Value {
             Some(kernel),
             initramfs.as_ref(),
             Some(command_line.as_str()),
-            None,
         ),
-        Boot::Firmware(firmware) => (
+        Boot::Uki {
+            uki, command_line, ..
+        } => (
+            Some(uki),
             None,
-            None,
-            None,
-            Some(json!({
-                "code": firmware.code,
-                "vars": firmware.vars,
-                "format": firmware.format,
-            })),
+            command_line.as_ref().map(CommandLine::as_str),
         ),
+        Boot::Disk(_) => (None, None, None),
     };
+    let firmware = spec.boot.uefi().map(firmware);
     let disks: Vec<Value> = spec
         .disks
         .iter()
@@ -172,6 +170,25 @@ pub(super) fn staged(spec: &DomainSpec) -> Value {
         "firmware": firmware,
         "disks": disks,
         "fw_cfg": fw_cfg,
+    })
+}
+
+/// UEFI firmware, with absolute paths.
+fn firmware(uefi: &Uefi) -> Value {
+    let (mode, code, vars, format) = match &uefi.image {
+        UefiImage::Split {
+            code, vars, format, ..
+        } => ("split", code, Some(vars), Some(format)),
+        UefiImage::Stateless { code, format } => ("stateless", code, None, Some(format)),
+        UefiImage::Combined { file, format, .. } => ("combined", file, None, Some(format)),
+        UefiImage::Memory { rom } => ("memory", rom, None, None),
+    };
+    json!({
+        "mode": mode,
+        "code": code,
+        "vars": vars,
+        "format": format,
+        "secure_boot": uefi.secure_boot,
     })
 }
 

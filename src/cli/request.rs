@@ -96,7 +96,9 @@ pub(super) fn instance_request(
                 AccelWord::Tcg => Some(Accelerator::Tcg),
             },
             nic: match machine.network {
-                NetworkWord::User => Some(Nic::default()),
+                NetworkWord::User => Some(Nic::User {
+                    forwards: Vec::new(),
+                }),
                 NetworkWord::None => None,
             },
             guest_files,
@@ -109,9 +111,9 @@ pub(super) fn instance_request(
 /// Adds forwarded ports to the machine's network card.
 pub(super) fn forward(machine: &mut MachineRequest, publish: Vec<Forward>) -> Result<(), Report> {
     match &mut machine.nic {
-        Some(nic) => nic.forwards = publish,
-        None if publish.is_empty() => {}
-        None => return Err(Report::usage("--publish needs a network card".to_owned())),
+        Some(Nic::User { forwards }) => *forwards = publish,
+        _ if publish.is_empty() => {}
+        _ => return Err(Report::usage("--publish needs a network card".to_owned())),
     }
     Ok(())
 }

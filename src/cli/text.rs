@@ -7,7 +7,7 @@ use base64::prelude::{BASE64_STANDARD, Engine};
 use indicatif::HumanBytes;
 
 use crate::boot::{BootMethod, BootPlan};
-use crate::domain::{Boot, DomainSpec};
+use crate::domain::{Boot, DomainSpec, Firmware, UefiImage};
 use crate::image::Selected;
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
@@ -152,10 +152,28 @@ pub(super) fn staged(spec: &DomainSpec) -> String {
             );
             rows.push(row(&["command line", command_line.as_str()]));
         }
-        Boot::Firmware(firmware) => {
-            rows.push(vec!["firmware".to_owned(), path(&firmware.code)]);
-            rows.push(vec!["variables".to_owned(), path(&firmware.vars)]);
+        Boot::Uki {
+            uki, command_line, ..
+        } => {
+            rows.push(vec!["uki".to_owned(), path(uki)]);
+            rows.extend(
+                command_line
+                    .iter()
+                    .map(|line| row(&["command line", line.as_str()])),
+            );
         }
+        Boot::Disk(Firmware::Bios) => rows.push(row(&["firmware", "BIOS"])),
+        Boot::Disk(Firmware::Uefi(_)) => {}
+    }
+    if let Some(uefi) = spec.boot.uefi() {
+        let (code, vars) = match &uefi.image {
+            UefiImage::Split { code, vars, .. } => (code, Some(vars)),
+            UefiImage::Stateless { code, .. }
+            | UefiImage::Combined { file: code, .. }
+            | UefiImage::Memory { rom: code } => (code, None),
+        };
+        rows.push(vec!["firmware".to_owned(), path(code)]);
+        rows.extend(vars.map(|vars| vec!["variables".to_owned(), path(vars)]));
     }
     for disk in &spec.disks {
         let access = if disk.read_only { ", read-only" } else { "" };
@@ -294,8 +312,13 @@ pub(super) fn script(spec: &DomainSpec, guest_files: &[GuestFile], command: &[Os
             ));
         }
     }
-    if let Boot::Firmware(firmware) = &spec.boot {
-        let (template, vars) = (quoted(&firmware.vars_template), quoted(&firmware.vars));
+    if let Some(UefiImage::Split {
+        vars,
+        vars_template: template,
+        ..
+    }) = spec.boot.uefi().map(|uefi| &uefi.image)
+    {
+        let (template, vars) = (quoted(template), quoted(vars));
         steps.push(format!("cp --no-preserve=mode {template} {vars}"));
     }
     for (entry, guest_file) in spec.fw_cfg.iter().zip(guest_files) {

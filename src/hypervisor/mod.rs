@@ -24,7 +24,7 @@ use async_trait::async_trait;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::domain::{DomainName, DomainSpec};
+use crate::domain::{Boot, DomainName, DomainSpec, Firmware, Uuid};
 
 /// Something that runs VMs.
 #[async_trait]
@@ -43,6 +43,12 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
 
     /// Tells what the VM does now.
     async fn state(&self, spec: &DomainSpec) -> Result<DomainState, HypervisorError>;
+
+    /// Tells what keeps a VM that was started from running, in the hypervisor's words; nothing
+    /// does if it runs, has ended or is held by somebody.
+    ///
+    /// None is no proof of health: a guest may hang without its hypervisor knowing.
+    async fn trouble(&self, spec: &DomainSpec) -> Result<Option<String>, HypervisorError>;
 
     /// Stops the VM and waits until it has stopped; one that does not run is no error.
     async fn stop(&self, spec: &DomainSpec, how: Stop) -> Result<(), HypervisorError>;
@@ -100,6 +106,36 @@ impl DomainState {
             Self::Paused => "paused",
         }
     }
+}
+
+/// The address of the VM's network card: in QEMU's range, and the same whoever runs the VM.
+fn mac_address(uuid: &Uuid) -> String {
+    let uuid = uuid.as_str();
+    format!(
+        "52:54:00:{}:{}:{}",
+        &uuid[30..32],
+        &uuid[32..34],
+        &uuid[34..]
+    )
+}
+
+/// Files of `fw_cfg` by which a firmware that has nothing else to boot is told not to try the
+/// network, one way after the other, for minutes; each is to say `n`. That the card has no boot ROM
+/// does not keep it from that: it has drivers of its own. Arm's of 2022 heeds neither.
+///
+/// Source: edk2's OvmfPkg/RUNTIME_CONFIG.md.
+fn without_network_boot(spec: &DomainSpec) -> impl Iterator<Item = &'static str> {
+    let would_try = matches!(spec.boot, Boot::Disk(Firmware::Uefi(_)))
+        && spec.nic.is_some()
+        && !spec.disks.iter().any(|disk| disk.boots);
+    let names = [
+        "opt/org.tianocore/IPv4Support",
+        "opt/org.tianocore/IPv6Support",
+    ];
+    names.into_iter().filter(move |name| {
+        // Whoever asks for such a file himself has it as he likes.
+        would_try && spec.fw_cfg.iter().all(|file| file.name.as_str() != *name)
+    })
 }
 
 /// Why a hypervisor did not do what was asked.
@@ -224,4 +260,14 @@ pub enum HypervisorError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl HypervisorError {
+    fn unsupported(hypervisor: &'static str, spec: &DomainSpec, what: &'static str) -> Self {
+        Self::Unsupported {
+            hypervisor,
+            domain: spec.name.clone(),
+            what,
+        }
+    }
 }

@@ -4,22 +4,39 @@ use std::num::NonZeroU32;
 
 use crate::boot::CommandLine;
 use crate::domain::{
-    Accelerator, Backing, Boot, Disk, DiskFormat, DomainSpec, Firmware, FwCfg, Machine, Nic,
-    Provenance, Uuid,
+    Accelerator, Backing, Boot, Disk, DiskBus, DiskFormat, DomainSpec, Firmware, FwCfg, Machine,
+    Nic, Provenance, Uefi, UefiImage, Uuid,
 };
 use crate::oci::Digest;
 
 /// Every sample with the name of its golden files.
 pub(crate) fn all() -> Vec<(&'static str, DomainSpec)> {
+    use Machine::{Amd64, Arm64};
     vec![
-        ("direct-amd64", direct(Machine::Amd64)),
+        ("bios-amd64", bios()),
+        ("bridge", on(Nic::Bridge("br0".parse().unwrap()))),
+        ("cdrom", cdrom()),
+        ("combined-amd64", booted_by(Amd64, combined())),
+        ("direct-amd64", direct(Amd64)),
         ("direct-amd64-without-disk", without_disk()),
-        ("direct-arm64", direct(Machine::Arm64)),
-        ("direct-arm64-kvm", under_kvm(direct(Machine::Arm64))),
-        ("disk-amd64", firmware(Machine::Amd64)),
-        ("disk-arm64", firmware(Machine::Arm64)),
+        ("direct-arm64", direct(Arm64)),
+        ("direct-arm64-kvm", under_kvm(direct(Arm64))),
+        ("disk-amd64", firmware(Amd64)),
+        ("disk-arm64", firmware(Arm64)),
         ("fw-cfg", with_guest_files()),
         ("hostile", hostile()),
+        ("memory-amd64", booted_by(Amd64, memory())),
+        ("memory-arm64", booted_by(Arm64, memory())),
+        ("network", on(Nic::Network("default".parse().unwrap()))),
+        ("nothing-boots", nothing_boots()),
+        ("nvme", nvme()),
+        ("secure-boot-amd64", booted_by(Amd64, secure())),
+        // There is no system management mode to be had on Arm, whoever asks for it.
+        ("secure-boot-arm64", booted_by(Arm64, secure())),
+        ("stateless-amd64", booted_by(Amd64, stateless())),
+        ("uki-amd64", uki(Amd64)),
+        ("uki-arm64", uki(Arm64)),
+        ("uki-told", uki_told()),
     ]
 }
 
@@ -48,6 +65,8 @@ pub(crate) fn direct(machine: Machine) -> DomainSpec {
                 virtual_size_bytes: 1 << 30,
                 read_only: false,
                 serial: None,
+                bus: DiskBus::Virtio,
+                boots: false,
             },
             Disk {
                 file: "/srv/store/squashfs".into(),
@@ -56,10 +75,15 @@ pub(crate) fn direct(machine: Machine) -> DomainSpec {
                 virtual_size_bytes: 1 << 20,
                 read_only: true,
                 serial: Some("machineboot".parse().unwrap()),
+                bus: DiskBus::Virtio,
+                boots: false,
             },
         ],
-        nic: Some(Nic::default()),
+        nic: Some(Nic::User {
+            forwards: Vec::new(),
+        }),
         fw_cfg: Vec::new(),
+        oem_strings: Vec::new(),
         directory: "/srv/vms/web".into(),
         provenance: Provenance {
             reference: "registry.example/os/web:1".into(),
@@ -72,15 +96,137 @@ pub(crate) fn direct(machine: Machine) -> DomainSpec {
 
 /// A disk and a squashfs under firmware, by translation.
 pub(crate) fn firmware(machine: Machine) -> DomainSpec {
-    DomainSpec {
-        boot: Boot::Firmware(Firmware {
-            code: "/usr/share/firmware/CODE.fd".into(),
-            format: DiskFormat::Raw,
-            vars: "/srv/vms/web/vars.fd".into(),
-            vars_template: "/usr/share/firmware/VARS.fd".into(),
-        }),
+    booted_by(machine, Firmware::Uefi(split()))
+}
+
+fn booted_by(machine: Machine, firmware: Firmware) -> DomainSpec {
+    let mut spec = DomainSpec {
+        boot: Boot::Disk(firmware),
         nic: None,
         ..direct(machine)
+    };
+    spec.disks[0].boots = true;
+    spec
+}
+
+fn split() -> Uefi {
+    uefi(UefiImage::Split {
+        code: "/usr/share/firmware/CODE.fd".into(),
+        format: DiskFormat::Raw,
+        vars: "/srv/vms/web/vars.fd".into(),
+        vars_template: "/usr/share/firmware/VARS.fd".into(),
+    })
+}
+
+fn uefi(image: UefiImage) -> Uefi {
+    Uefi {
+        image,
+        secure_boot: false,
+        smm: false,
+    }
+}
+
+fn secure() -> Firmware {
+    Firmware::Uefi(Uefi {
+        secure_boot: true,
+        smm: true,
+        ..split()
+    })
+}
+
+fn stateless() -> Firmware {
+    Firmware::Uefi(uefi(UefiImage::Stateless {
+        code: "/usr/share/firmware/CODE.fd".into(),
+        format: DiskFormat::Raw,
+    }))
+}
+
+fn combined() -> Firmware {
+    Firmware::Uefi(uefi(UefiImage::Combined {
+        file: "/srv/vms/web/firmware.fd".into(),
+        template: "/usr/share/firmware/BOTH.fd".into(),
+        format: DiskFormat::Raw,
+    }))
+}
+
+fn memory() -> Firmware {
+    Firmware::Uefi(uefi(UefiImage::Memory {
+        rom: "/usr/share/firmware/ROM.fd".into(),
+    }))
+}
+
+fn bios() -> DomainSpec {
+    booted_by(Machine::Amd64, Firmware::Bios)
+}
+
+/// A unified kernel image beside a disk that firmware could boot as well.
+fn uki(machine: Machine) -> DomainSpec {
+    DomainSpec {
+        boot: Boot::Uki {
+            firmware: split(),
+            uki: "/srv/store/uki".into(),
+            command_line: None,
+        },
+        ..direct(machine)
+    }
+}
+
+/// The same without a disk, with a command line of ours and strings for its stub.
+fn uki_told() -> DomainSpec {
+    let strings = [
+        "io.systemd.credential:motd=hello, world",
+        "x,path=/etc/shadow",
+    ];
+    DomainSpec {
+        boot: Boot::Uki {
+            firmware: split(),
+            uki: "/srv/store/uki".into(),
+            command_line: Some("console=ttyS0,115200 a=\"b c\"".parse().unwrap()),
+        },
+        disks: Vec::new(),
+        oem_strings: strings.map(|string| string.parse().unwrap()).into(),
+        ..direct(Machine::Amd64)
+    }
+}
+
+/// An ISO image before a disk that it is to be installed on, and a second CD.
+fn cdrom() -> DomainSpec {
+    let mut spec = firmware(Machine::Amd64);
+    let cd = |file: &str, boots| Disk {
+        file: file.into(),
+        serial: None,
+        bus: DiskBus::Cdrom,
+        boots,
+        ..spec.disks[1].clone()
+    };
+    let (installer, drivers) = (cd("/srv/store/iso", true), cd("/srv/store/drivers", false));
+    spec.disks[0].boots = false;
+    spec.disks.insert(0, installer);
+    spec.disks.push(drivers);
+    spec
+}
+
+/// Disks on the bus whose driver a kernel has without an initramfs.
+fn nvme() -> DomainSpec {
+    let mut spec = firmware(Machine::Amd64);
+    for disk in &mut spec.disks {
+        disk.bus = DiskBus::Nvme;
+    }
+    spec
+}
+
+/// Firmware that finds a network and no disk.
+fn nothing_boots() -> DomainSpec {
+    let mut spec = firmware(Machine::Amd64);
+    spec.disks.clear();
+    spec.nic = direct(Machine::Amd64).nic;
+    spec
+}
+
+fn on(nic: Nic) -> DomainSpec {
+    DomainSpec {
+        nic: Some(nic),
+        ..firmware(Machine::Amd64)
     }
 }
 
@@ -106,7 +252,15 @@ pub(crate) fn hostile() -> DomainSpec {
             virtual_size_bytes: 1 << 30,
             read_only: false,
             serial: None,
+            bus: DiskBus::Virtio,
+            boots: false,
         }],
+        oem_strings: vec![
+            "</entry></oemStrings></sysinfo><devices>&amp;"
+                .parse()
+                .unwrap(),
+            "a,path=/etc/shadow,value=b,,c".parse().unwrap(),
+        ],
         directory: path.into(),
         provenance: Provenance {
             reference: "a</ironboot:reference>&<b c='d\"'>".into(),

@@ -258,6 +258,7 @@ fn specify(
         disks,
         nic: request.machine.nic.clone(),
         fw_cfg,
+        oem_strings: Vec::new(),
         directory,
         provenance: Provenance {
             reference: image.reference.to_string(),

@@ -16,7 +16,8 @@ use crate::boot::{BootMethod, BootPlan};
 use crate::content::disk::DiskContent;
 use crate::content::{self, ContentError, Sample};
 use crate::domain::{
-    Backing, Boot, Disk, DiskFormat, DomainSpec, Firmware, FwCfg, FwCfgName, Serial,
+    Backing, Boot, Disk, DiskBus, DiskFormat, DomainSpec, Firmware, FwCfg, FwCfgName, Serial, Uefi,
+    UefiImage,
 };
 use crate::files::{self, FileError};
 use crate::firmware::FirmwareFiles;
@@ -196,6 +197,8 @@ pub fn describe(
                     virtual_size_bytes: squashfs.size,
                     read_only: true,
                     serial: Some(machineboot()),
+                    bus: DiskBus::Virtio,
+                    boots: false,
                 });
             }
             Boot::Kernel {
@@ -207,12 +210,17 @@ pub fn describe(
         BootMethod::Disk { disk } => {
             disks.push(overlay_disk(parts, blob(disk), directory)?);
             let files = parts.firmware.ok_or(StageError::NoFirmware)?;
-            Boot::Firmware(Firmware {
-                code: files.code.clone(),
-                format: files.format,
-                vars: directory.join("vars.fd"),
-                vars_template: files.vars_template.clone(),
-            })
+            disks[0].boots = true;
+            Boot::Disk(Firmware::Uefi(Uefi {
+                image: UefiImage::Split {
+                    code: files.code.clone(),
+                    format: files.format,
+                    vars: directory.join("vars.fd"),
+                    vars_template: files.vars_template.clone(),
+                },
+                secure_boot: false,
+                smm: false,
+            }))
         }
     };
     if parts.disk_size_bytes.is_some() && parts.inspected.disk.is_none() {
@@ -257,6 +265,8 @@ fn overlay_disk(parts: &Parts<'_>, base: PathBuf, directory: &Path) -> Result<Di
         virtual_size_bytes,
         read_only: false,
         serial: None,
+        bus: DiskBus::Virtio,
+        boots: false,
     })
 }
 
@@ -291,9 +301,13 @@ pub fn create(
             own.push(path);
         }
     }
-    if let Boot::Firmware(firmware) = &spec.boot {
-        let path = in_draft(&firmware.vars);
-        let template = &firmware.vars_template;
+    if let Some(UefiImage::Split {
+        vars,
+        vars_template: template,
+        ..
+    }) = spec.boot.uefi().map(|uefi| &uefi.image)
+    {
+        let path = in_draft(vars);
         let content = fs::read(template).map_err(FileError::of("read", template))?;
         write_private(&path, &content)?;
         own.push(path);

@@ -44,6 +44,7 @@ fn a_dry_run_prints_a_script_that_a_shell_reads_and_touches_nothing() {
           -uuid $UUID
           -no-user-config
           -nodefaults
+          -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
           -display none
           -machine q35
           -accel tcg,thread=multi
@@ -65,7 +66,7 @@ fn a_dry_run_prints_a_script_that_a_shell_reads_and_touches_nothing() {
           -blockdev '{"discard":"unmap","driver":"raw","file":{"driver":"file","filename":"$TMP/store/blobs/sha256/<squashfs>","locking":"off"},"node-name":"disk-1","read-only":true}'
           -device '{"drive":"disk-1","driver":"virtio-blk-pci","serial":"machineboot"}'
           -netdev user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22
-          -device '{"driver":"virtio-net-pci","netdev":"net0","romfile":""}'
+          -device '{"driver":"virtio-net-pci","mac":"$MAC","netdev":"net0","romfile":""}'
         "#,
     );
     let image = sandbox.layout(&disk_only(&disk("amd64")));
@@ -88,6 +89,7 @@ fn a_dry_run_prints_a_script_that_a_shell_reads_and_touches_nothing() {
           -uuid $UUID
           -no-user-config
           -nodefaults
+          -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
           -display none
           -machine q35,pflash0=firmware-code,pflash1=firmware-vars
           -accel tcg,thread=multi
@@ -107,7 +109,7 @@ fn a_dry_run_prints_a_script_that_a_shell_reads_and_touches_nothing() {
           -blockdev '{"backing":{"driver":"raw","file":{"driver":"file","filename":"$TMP/store/blobs/sha256/<disk>","locking":"off"},"read-only":true},"discard":"unmap","driver":"qcow2","file":{"driver":"file","filename":"$TMP/store/instances/vm/disk-0.qcow2","locking":"auto"},"node-name":"disk-0","read-only":false}'
           -device '{"bootindex":1,"drive":"disk-0","driver":"virtio-blk-pci"}'
           -netdev user,id=net0,hostfwd=tcp:127.0.0.1:2222-:22
-          -device '{"driver":"virtio-net-pci","netdev":"net0","romfile":""}'
+          -device '{"driver":"virtio-net-pci","mac":"$MAC","netdev":"net0","romfile":""}'
         "#,
     );
 }
@@ -131,6 +133,7 @@ fn a_dry_run_under_json_prints_the_words_of_the_command() {
         -uuid $UUID
         -no-user-config
         -nodefaults
+        -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
         -display none
         -machine q35
         -accel tcg,thread=multi
@@ -152,7 +155,7 @@ fn a_dry_run_under_json_prints_the_words_of_the_command() {
         -blockdev {"discard":"unmap","driver":"raw","file":{"driver":"file","filename":"$TMP/store/blobs/sha256/<squashfs>","locking":"off"},"node-name":"disk-1","read-only":true}
         -device {"drive":"disk-1","driver":"virtio-blk-pci","serial":"machineboot"}
         -netdev user,id=net0
-        -device {"driver":"virtio-net-pci","netdev":"net0","romfile":""}
+        -device {"driver":"virtio-net-pci","mac":"$MAC","netdev":"net0","romfile":""}
         "#,
     );
     assert_eq!(object["missing_bytes"], 74752);
@@ -249,6 +252,7 @@ fn a_dry_define_prints_the_xml_and_touches_nothing() {
                 <interface type="user">
                   <mac address="$MAC"/>
                   <model type="virtio"/>
+                  <rom enabled="no"/>
                 </interface>
                 <serial type="pty">
                   <log file="$TMP/store/instances/vm/console.log" append="on"/>

@@ -10,7 +10,7 @@ use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use ironboot::domain::{
-    Accelerator, Backing, Boot, Disk, DiskFormat, DomainSpec, Machine, Provenance, Uuid,
+    Accelerator, Backing, Boot, Disk, DiskBus, DiskFormat, DomainSpec, Machine, Provenance, Uuid,
 };
 use ironboot::hypervisor::{ConsoleInput, Owner};
 use ironboot::oci::Digest;
@@ -121,6 +121,8 @@ impl Vm {
                     virtual_size_bytes: size("disk.img"),
                     read_only: false,
                     serial: None,
+                    bus: DiskBus::Virtio,
+                    boots: false,
                 },
                 Disk {
                     file: store.join("root.squashfs"),
@@ -129,10 +131,13 @@ impl Vm {
                     virtual_size_bytes: size("root.squashfs"),
                     read_only: true,
                     serial: Some("machineboot".parse().unwrap()),
+                    bus: DiskBus::Virtio,
+                    boots: false,
                 },
             ],
             nic: None,
             fw_cfg: Vec::new(),
+            oem_strings: Vec::new(),
             directory,
             provenance: Provenance {
                 reference: "registry.example/test/guest:1".into(),

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use ironboot::domain::{Boot, DiskFormat, DomainSpec, Firmware, Nic, Uuid};
+use ironboot::domain::{Boot, DiskFormat, DomainSpec, Firmware, Nic, Uefi, UefiImage, Uuid};
 use ironboot::hypervisor::libvirt::Libvirt;
 use ironboot::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop};
 
 use crate::guest::{PATIENCE, Vm, type_line};
 
-fn uri() -> &'static str {
+pub(crate) fn uri() -> &'static str {
     if rustix::process::geteuid().is_root() {
         "qemu:///system"
     } else {
@@ -195,12 +195,17 @@ async fn firmware_boots_the_first_disk_and_its_variables_outlive_the_domain() {
     if let Some(owner) = fixture.libvirt.file_owner().await.unwrap() {
         chown(&vars, Some(owner.uid), Some(owner.gid)).unwrap();
     }
-    fixture.vm.spec.boot = Boot::Firmware(Firmware {
-        code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
-        format: DiskFormat::Raw,
-        vars: vars.clone(),
-        vars_template: template.into(),
-    });
+    fixture.vm.spec.boot = Boot::Disk(Firmware::Uefi(Uefi {
+        image: UefiImage::Split {
+            code: "/usr/share/OVMF/OVMF_CODE_4M.fd".into(),
+            format: DiskFormat::Raw,
+            vars: vars.clone(),
+            vars_template: template.into(),
+        },
+        secure_boot: false,
+        smm: false,
+    }));
+    fixture.vm.spec.disks[0].boots = true;
     let (libvirt, spec) = (&fixture.libvirt, fixture.spec());
     libvirt.define(spec).await.unwrap();
     libvirt.start(spec).await.unwrap();
@@ -224,6 +229,8 @@ async fn a_guest_that_ignores_the_power_button_is_stopped_by_force_only() {
 
     virsh(&["suspend", spec.name.as_str()]).unwrap();
     assert_eq!(fixture.state().await, DomainState::Paused);
+    // Somebody holds it, so it is in no trouble.
+    assert_eq!(libvirt.trouble(spec).await.unwrap(), None);
 
     for how in [Stop::Force, Stop::Force, Stop::Graceful(PATIENCE)] {
         libvirt.stop(spec, how).await.unwrap();
@@ -236,7 +243,9 @@ async fn a_guest_that_ignores_the_power_button_is_stopped_by_force_only() {
 async fn the_same_spec_again_changes_nothing() {
     let mut fixture = Fixture::new("define", "poweroff").await;
     // libvirt would draw another address for the card at every define.
-    fixture.vm.spec.nic = Some(Nic::default());
+    fixture.vm.spec.nic = Some(Nic::User {
+        forwards: Vec::new(),
+    });
     let (libvirt, spec) = (&fixture.libvirt, fixture.spec());
     let document = || virsh(&["dumpxml", "--inactive", spec.name.as_str()]).unwrap();
 

@@ -10,8 +10,10 @@
 //! | `instances` | VMs with a name: console, logs, start, stop, what stays on their disks  |
 //! | `kills`     | signals and kills at any moment, and what is left of a `run` after them |
 //! | `failures`  | QEMUs that do not start                                                 |
+//! | `health`    | VMs that were started and do not run                                    |
 //! | `define`    | libvirt through the program                                             |
 //! | `libvirt`   | libvirt through the trait                                               |
+//! | `native`    | that both hypervisors are told the same                                 |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
@@ -23,7 +25,10 @@ mod boots;
 mod instances;
 mod kills;
 mod failures;
+mod health;
 #[cfg(feature = "libvirt")]
 mod define;
 #[cfg(feature = "libvirt")]
 mod libvirt;
+#[cfg(feature = "libvirt")]
+mod native;

@@ -1,8 +1,8 @@
 //! The devices in domain XML.
 
-use crate::domain::{Backing, Boot, Disk, DomainName, DomainSpec, Nic, Uuid};
+use crate::domain::{Backing, Disk, DiskBus, DomainSpec, Nic};
 use crate::hypervisor::libvirt::element::{Element, path_text};
-use crate::hypervisor::{HypervisorError, Owner};
+use crate::hypervisor::{HypervisorError, Owner, mac_address};
 
 /// What libvirt does to the owners of a VM's files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,16 +17,41 @@ pub enum Labels {
 
 /// Returns the VM's disks, network card and serial port, and a source of randomness.
 pub(super) fn devices(spec: &DomainSpec, labels: Labels) -> Result<Element, HypervisorError> {
+    let unsupported = |what| Err(HypervisorError::unsupported("libvirt", spec, what));
     let mut disks = Vec::new();
-    for (position, disk) in spec.disks.iter().enumerate() {
-        let boots = position == 0 && matches!(spec.boot, Boot::Firmware(_));
-        disks.push(self::disk(disk, position, boots, labels)?);
+    for (index, disk) in spec.disks.iter().enumerate() {
+        let others = spec.disks[..index].iter();
+        let position = others.filter(|other| other.bus == disk.bus).count();
+        let (device, bus, prefix) = match disk.bus {
+            DiskBus::Virtio => ("disk", "virtio", "vd"),
+            DiskBus::Cdrom => ("cdrom", "scsi", "sd"),
+            // It passes NVMe devices of the host's through, and makes none of a file.
+            DiskBus::Nvme => return unsupported("an NVMe disk"),
+        };
+        let target = Element::new("target")
+            .with("dev", disk_name(prefix, position))
+            .with("bus", bus);
+        disks.push(self::disk(disk, device, target, labels)?);
     }
-    let nic = spec.nic.as_ref();
-    let nic = nic.map(|nic| interface(nic, &spec.name, &spec.uuid));
+    let has_cd = spec.disks.iter().any(|disk| disk.bus == DiskBus::Cdrom);
+    // The one that libvirt would add is another.
+    let controller = has_cd.then(|| {
+        Element::new("controller")
+            .with("type", "scsi")
+            .with("model", "virtio-scsi")
+    });
+    let nic = match &spec.nic {
+        Some(Nic::User { forwards }) if !forwards.is_empty() => {
+            return unsupported("forwarded ports");
+        }
+        nic => nic
+            .as_ref()
+            .map(|nic| interface(nic, &mac_address(&spec.uuid))),
+    };
     Ok(Element::new("devices")
+        .holding(controller)
         .holding(disks)
-        .holding(nic.transpose()?)
+        .holding(nic)
         .holding(serial_console(&path_text(&spec.console_log())?))
         .holding([
             Element::new("rng")
@@ -38,8 +63,8 @@ pub(super) fn devices(spec: &DomainSpec, labels: Labels) -> Result<Element, Hype
 
 fn disk(
     disk: &Disk,
-    position: usize,
-    boots: bool,
+    device: &'static str,
+    target: Element,
     labels: Labels,
 ) -> Result<Element, HypervisorError> {
     let Disk {
@@ -49,6 +74,9 @@ fn disk(
         virtual_size_bytes: _,
         read_only,
         serial,
+        // In `devices`.
+        bus: _,
+        boots,
     } = disk;
     let file_source = Element::new("source").with("file", path_text(file)?);
     let file_source = if *read_only {
@@ -72,16 +100,14 @@ fn disk(
     };
     Ok(Element::new("disk")
         .with("type", "file")
-        .with("device", "disk")
+        .with("device", device)
         .holding([
             Element::new("driver")
                 .with("name", "qemu")
                 .with("type", format.as_str()),
             file_source,
             chain,
-            Element::new("target")
-                .with("dev", disk_name(position))
-                .with("bus", "virtio"),
+            target,
         ])
         .holding(read_only.then(|| Element::new("readonly")))
         .holding(
@@ -93,39 +119,36 @@ fn disk(
 }
 
 /// Returns `vda`, …, `vdz`, `vdaa`, …: bijective base 26.
-fn disk_name(position: usize) -> String {
+fn disk_name(prefix: &str, position: usize) -> String {
     let letter = char::from(b"abcdefghijklmnopqrstuvwxyz"[position % 26]);
     match position / 26 {
-        0 => format!("vd{letter}"),
-        rest => format!("{}{letter}", disk_name(rest - 1)),
+        0 => format!("{prefix}{letter}"),
+        rest => format!("{}{letter}", disk_name(prefix, rest - 1)),
     }
 }
 
-fn interface(nic: &Nic, name: &DomainName, uuid: &Uuid) -> Result<Element, HypervisorError> {
-    let Nic { forwards } = nic;
-    if !forwards.is_empty() {
-        return Err(HypervisorError::Unsupported {
-            hypervisor: "libvirt",
-            domain: name.clone(),
-            what: "forwarded ports",
-        });
-    }
-    Ok(Element::new("interface").with("type", "user").holding([
-        Element::new("mac").with("address", mac_address(uuid)),
-        Element::new("model").with("type", "virtio"),
-    ]))
-}
-
-/// Returns an address in QEMU's range that stays the same; libvirt would draw another one at
-/// every define.
-fn mac_address(uuid: &Uuid) -> String {
-    let uuid = uuid.as_str();
-    format!(
-        "52:54:00:{}:{}:{}",
-        &uuid[30..32],
-        &uuid[32..34],
-        &uuid[34..]
-    )
+fn interface(nic: &Nic, mac_address: &str) -> Element {
+    let (kind, source) = match nic {
+        Nic::User { forwards: _ } => ("user", None),
+        Nic::Network(name) => (
+            "network",
+            Some(Element::new("source").with("network", name.as_str())),
+        ),
+        Nic::Bridge(name) => (
+            "bridge",
+            Some(Element::new("source").with("bridge", name.as_str())),
+        ),
+    };
+    Element::new("interface")
+        .with("type", kind)
+        // libvirt would draw another one at every define.
+        .holding([Element::new("mac").with("address", mac_address)])
+        .holding(source)
+        .holding([
+            Element::new("model").with("type", "virtio"),
+            // A network boot is never wanted, and takes minutes to fail.
+            Element::new("rom").with("enabled", "no"),
+        ])
 }
 
 /// A terminal that can be typed on, and a file that has what was printed when nobody looked.
@@ -168,7 +191,7 @@ mod tests {
     fn disks_are_named_as_linux_names_them() {
         let names: Vec<_> = [0, 1, 25, 26, 51, 52, 701, 702]
             .into_iter()
-            .map(disk_name)
+            .map(|position| disk_name("vd", position))
             .collect();
         assert_eq!(
             names,

@@ -9,6 +9,7 @@ mod connection;
 mod console;
 pub mod devices;
 mod element;
+mod os;
 pub mod xml;
 
 use std::fs;
@@ -180,6 +181,17 @@ impl Hypervisor for Libvirt {
         .await
     }
 
+    async fn trouble(&self, spec: &DomainSpec) -> Result<Option<String>, HypervisorError> {
+        self.with_domain(spec, "tell the state of", |attempt, domain| {
+            let Some(domain) = domain else {
+                return Ok(None);
+            };
+            let reason = looked_up(attempt, &domain)?.and_then(|(_, reason)| trouble(reason));
+            Ok(reason.map(str::to_owned))
+        })
+        .await
+    }
+
     async fn stop(&self, spec: &DomainSpec, how: Stop) -> Result<(), HypervisorError> {
         self.with_domain(spec, "stop", move |attempt, domain| {
             let Some(domain) = domain else { return Ok(()) };
@@ -261,12 +273,22 @@ impl Libvirt {
     }
 }
 
-fn state(attempt: &Attempt, domain: &Domain) -> Result<DomainState, HypervisorError> {
+/// Asks libvirt for the state of a domain, which may be gone by now.
+fn looked_up(
+    attempt: &Attempt,
+    domain: &Domain,
+) -> Result<Option<(VirtState, DomainStateReasonEnum)>, HypervisorError> {
     let (state, reason) = attempt.done(domain.state())?;
-    let Some(state) = state.known() else {
+    match state.known() {
+        Some(state) => Ok(Some((state, reason))),
         // The crate drops the call's error and returns a state that there is not.
-        let state = attempt.known(Err(VirtError::last_error()))?;
-        return Ok(state.unwrap_or(DomainState::Unknown));
+        None => attempt.known(Err(VirtError::last_error())),
+    }
+}
+
+fn state(attempt: &Attempt, domain: &Domain) -> Result<DomainState, HypervisorError> {
+    let Some((state, reason)) = looked_up(attempt, domain)? else {
+        return Ok(DomainState::Unknown);
     };
     Ok(match state {
         VirtState::Running | VirtState::Blocked | VirtState::Shutdown => DomainState::Running,
@@ -282,6 +304,31 @@ fn is_passing(reason: DomainStateReasonEnum) -> bool {
         return false;
     };
     reason.is(DomainPausedReason::StartingUp) || reason.is(DomainPausedReason::ShuttingDown)
+}
+
+/// Tells what a VM suffers from that neither libvirt nor anybody else has paused on purpose.
+fn trouble(reason: DomainStateReasonEnum) -> Option<&'static str> {
+    let Enum::Known(DomainStateReason::Paused(Enum::Known(reason))) = reason else {
+        return None;
+    };
+    match reason {
+        // What libvirt makes of an error inside of KVM.
+        DomainPausedReason::Unknown => Some("QEMU has stopped it for a reason unknown to libvirt"),
+        DomainPausedReason::IOError => Some("QEMU has stopped it after an error of its disk"),
+        DomainPausedReason::Watchdog => Some("its watchdog has stopped it"),
+        DomainPausedReason::Crashed => Some("its system has crashed"),
+        DomainPausedReason::PostCopyFailed => Some("its migration has failed"),
+        DomainPausedReason::APIError => Some("libvirt has failed to let it go on"),
+        DomainPausedReason::User
+        | DomainPausedReason::Migration
+        | DomainPausedReason::Save
+        | DomainPausedReason::Dump
+        | DomainPausedReason::FromSnapshot
+        | DomainPausedReason::ShuttingDown
+        | DomainPausedReason::Snapshot
+        | DomainPausedReason::StartingUp
+        | DomainPausedReason::PostCopy => None,
+    }
 }
 
 /// Removes what earlier starts printed and makes an empty file for the next, ours to read: libvirt's
@@ -340,6 +387,29 @@ mod tests {
             let error = Libvirt::open(uri).unwrap_err();
             assert!(matches!(error, HypervisorError::Uri { uri: shown } if shown == uri));
         }
+    }
+
+    #[test]
+    fn a_pause_is_trouble_unless_somebody_has_asked_for_it() {
+        let check = |reason, expected| {
+            let reason = Enum::Known(DomainStateReason::Paused(Enum::Known(reason)));
+            assert_eq!(trouble(reason), expected);
+        };
+        check(
+            DomainPausedReason::Unknown,
+            Some("QEMU has stopped it for a reason unknown to libvirt"),
+        );
+        check(
+            DomainPausedReason::IOError,
+            Some("QEMU has stopped it after an error of its disk"),
+        );
+        check(DomainPausedReason::User, None);
+        check(DomainPausedReason::StartingUp, None);
+        check(DomainPausedReason::ShuttingDown, None);
+        check(DomainPausedReason::Migration, None);
+        assert_eq!(trouble(Enum::Unknown(77)), None);
+        let paused = DomainStateReason::Paused(Enum::Unknown(77));
+        assert_eq!(trouble(Enum::Known(paused)), None);
     }
 
     #[test]

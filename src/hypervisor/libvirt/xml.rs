@@ -4,12 +4,11 @@
 //! follows what a disk image names, and so that the same spec is the same VM after an upgrade.
 //! Format: <https://libvirt.org/formatdomain.html>.
 
-use crate::domain::{
-    Accelerator, Boot, DiskFormat, DomainSpec, Firmware, FwCfg, Machine, Provenance,
-};
+use crate::domain::{Accelerator, Boot, DomainSpec, FwCfg, Machine, Provenance, UefiImage};
 use crate::hypervisor::libvirt::devices::{Labels, devices};
 use crate::hypervisor::libvirt::element::{Element, path_text};
-use crate::hypervisor::{HypervisorError, Owner};
+use crate::hypervisor::libvirt::os::{oem_strings, os};
+use crate::hypervisor::{HypervisorError, Owner, without_network_boot};
 
 /// Namespace of what ironboot notes in a domain's metadata.
 const METADATA_NAMESPACE: &str = "https://ironcore.dev/ironboot/domain/1";
@@ -17,7 +16,7 @@ const METADATA_NAMESPACE: &str = "https://ironcore.dev/ironboot/domain/1";
 /// Renders the domain's XML document.
 ///
 /// Errors if a path is relative or has a character that does not arrive at QEMU, if a text has one
-/// that XML does not have, and if the spec asks for port forwards.
+/// that XML does not have, and if the spec asks for what libvirt has not.
 pub fn render(spec: &DomainSpec, labels: Labels) -> Result<String, HypervisorError> {
     domain(spec, labels)?.to_document()
 }
@@ -35,10 +34,11 @@ fn domain(spec: &DomainSpec, labels: Labels) -> Result<Element, HypervisorError>
         disks: _,
         nic: _,
         directory: _,
-        fw_cfg,
+        // In `fw_cfg`.
+        fw_cfg: _,
+        oem_strings: strings,
         provenance,
     } = spec;
-    let from_firmware = matches!(boot, Boot::Firmware(_));
     let kind = match accelerator {
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "qemu",
@@ -53,17 +53,19 @@ fn domain(spec: &DomainSpec, labels: Labels) -> Result<Element, HypervisorError>
             Element::of_text("vcpu", cpus.to_string()),
         ]
         .into_iter()
-        .chain(fw_cfg_entries(fw_cfg)?)
+        .chain(oem_strings(strings))
+        .chain(fw_cfg(spec)?)
         .chain([
-            os(*machine, boot)?,
-            features(*machine, *accelerator, from_firmware),
+            os(spec, labels)?,
+            features(*machine, *accelerator, boot),
             cpu(*machine, *accelerator),
             Element::new("clock").with("offset", "utc"),
             Element::of_text("on_poweroff", "destroy"),
             Element::of_text("on_reboot", "restart"),
             Element::of_text("on_crash", "destroy"),
-            devices(spec, labels)?,
         ])
+        .chain(sleep(*machine, boot))
+        .chain([devices(spec, labels)?])
         .chain(domain_label(labels)),
     ))
 }
@@ -89,88 +91,40 @@ fn metadata(provenance: &Provenance) -> Element {
         ])])
 }
 
-fn os(machine: Machine, boot: &Boot) -> Result<Element, HypervisorError> {
-    let board = match machine {
-        Machine::Amd64 => "q35",
-        Machine::Arm64 => "virt",
-    };
-    let os = Element::new("os").holding([Element::of_text("type", "hvm")
-        .with("arch", machine.isa())
-        .with("machine", board)]);
-    match boot {
-        Boot::Kernel {
-            kernel,
-            initramfs,
-            command_line,
-        } => {
-            let initramfs = initramfs.as_deref().map(path_text).transpose()?;
-            let command_line = Some(command_line.to_string()).filter(|line| !line.is_empty());
-            Ok(os
-                .holding([Element::of_text("kernel", path_text(kernel)?)])
-                .holding(initramfs.map(|path| Element::of_text("initrd", path)))
-                .holding(command_line.map(|line| Element::of_text("cmdline", line))))
-        }
-        Boot::Firmware(firmware) => {
-            let os = os.holding(flash(firmware)?);
-            Ok(match machine {
-                Machine::Amd64 => os,
-                // AAVMF waits 5 s for a key unless a boot menu is asked for that waits 0 s.
-                Machine::Arm64 => os.holding([Element::new("bootmenu")
-                    .with("enable", "yes")
-                    .with("timeout", "0")]),
-            })
-        }
-    }
-}
-
-/// The pair is named file by file: libvirt's own choice (`firmware='efi'`) may be a build that
-/// boots signed systems only, and would make the variable store outside of the VM's directory.
-fn flash(firmware: &Firmware) -> Result<[Element; 2], HypervisorError> {
-    let Firmware {
-        code,
-        format,
-        vars,
-        // `vars` is a copy of it already, and libvirt makes none of a file that is there.
-        vars_template: _,
-    } = firmware;
-    let mut loader = Element::of_text("loader", path_text(code)?)
-        .with("readonly", "yes")
-        .with("type", "pflash");
-    let mut nvram = Element::of_text("nvram", path_text(vars)?);
-    match format {
-        // The default, and the only format before libvirt 9.2, which had no word for it.
-        DiskFormat::Raw => {}
-        DiskFormat::Qcow2 => {
-            loader = loader.with("format", format.as_str());
-            nvram = nvram.with("format", format.as_str());
-        }
-    }
-    Ok([loader, nvram])
-}
-
-fn fw_cfg_entries(fw_cfg: &[FwCfg]) -> Result<Option<Element>, HypervisorError> {
-    if fw_cfg.is_empty() {
-        return Ok(None);
-    }
-    let mut sysinfo = Element::new("sysinfo").with("type", "fwcfg");
-    for FwCfg { name, file } in fw_cfg {
+fn fw_cfg(spec: &DomainSpec) -> Result<Option<Element>, HypervisorError> {
+    let mut entries = Vec::new();
+    for FwCfg { name, file } in &spec.fw_cfg {
         let path = path_text(file)?;
         // libvirt 9.0 pastes the path into QEMU's option: it doubles no comma, so that one would
         // start another option, and writes `&amp;` for `&`.
         if path.contains([',', '<', '>', '&', '\'', '"']) {
             return Err(HypervisorError::Path { path: file.clone() });
         }
-        sysinfo = sysinfo.holding([Element::new("entry")
-            .with("name", name.as_str())
-            .with("file", path)]);
+        entries.push(
+            Element::new("entry")
+                .with("name", name.as_str())
+                .with("file", path),
+        );
     }
-    Ok(Some(sysinfo))
+    entries.extend(
+        without_network_boot(spec).map(|name| Element::of_text("entry", "n").with("name", name)),
+    );
+    Ok((!entries.is_empty()).then(|| {
+        Element::new("sysinfo")
+            .with("type", "fwcfg")
+            .holding(entries)
+    }))
 }
 
-fn features(machine: Machine, accelerator: Accelerator, from_firmware: bool) -> Element {
+fn features(machine: Machine, accelerator: Accelerator, boot: &Boot) -> Element {
     let acpi = Element::new("acpi");
     match machine {
-        Machine::Amd64 => Element::new("features").holding([acpi, Element::new("apic")]),
+        Machine::Amd64 => {
+            let smm = needs_smm(machine, boot).then(|| Element::new("smm").with("state", "on"));
+            Element::new("features")
+                .holding([acpi, Element::new("apic")])
+                .holding(smm)
+        }
         Machine::Arm64 => {
             // KVM's interrupt controller is the host's; of the emulated ones, version 2 ends at
             // 8 CPUs.
@@ -178,12 +132,26 @@ fn features(machine: Machine, accelerator: Accelerator, from_firmware: bool) -> 
                 Accelerator::Kvm => None,
                 Accelerator::Tcg => Some(Element::new("gic").with("version", "3")),
             };
-            // On Arm libvirt has ACPI with UEFI only.
+            // On Arm libvirt has ACPI with UEFI only, and takes only what is in flash for UEFI:
+            // from an image in memory the guest gets a device tree.
+            let in_flash = boot
+                .uefi()
+                .is_some_and(|firmware| !matches!(firmware.image, UefiImage::Memory { .. }));
             Element::new("features")
-                .holding(from_firmware.then_some(acpi))
+                .holding(in_flash.then_some(acpi))
                 .holding(gic)
         }
     }
+}
+
+fn needs_smm(machine: Machine, boot: &Boot) -> bool {
+    machine == Machine::Amd64 && boot.uefi().is_some_and(|firmware| firmware.smm)
+}
+
+/// Firmware in system management mode does not come back from suspend.
+fn sleep(machine: Machine, boot: &Boot) -> Option<Element> {
+    needs_smm(machine, boot)
+        .then(|| Element::new("pm").holding([Element::new("suspend-to-mem").with("enabled", "no")]))
 }
 
 /// Without a model libvirt takes QEMU's default: a 32-bit CPU on Arm, and on x86 one that lacks
@@ -222,9 +190,9 @@ mod tests {
     use std::process::Command;
 
     use super::*;
-    use crate::domain::{Forward, Nic};
+    use crate::domain::{DiskFormat, Firmware, Nic, Uefi};
     use crate::hypervisor::libvirt::element::tests::{read, written};
-    use crate::hypervisor::samples::{self, direct, firmware};
+    use crate::hypervisor::samples::{self, direct};
 
     const QEMU: Labels = Labels::Static(Owner {
         uid: 64055,
@@ -324,39 +292,89 @@ mod tests {
             check(|spec| spec.provenance.reference = "a\u{1b}[2J".into()),
             Err("ironboot:reference has a character that XML has not: a\\u{1b}[2J".into())
         );
-        assert_eq!(
-            check(|spec| spec.nic = Some(Nic {
-                forwards: vec!["2222:22".parse::<Forward>().unwrap()]
-            })),
-            Err("libvirt can not give web forwarded ports".into())
+    }
+
+    #[test]
+    fn what_libvirt_has_not_is_refused() {
+        let check = |name: &str, change: fn(&mut DomainSpec), labels, expected: &str| {
+            let mut spec = sample(name);
+            change(&mut spec);
+            let error = render(&spec, labels).unwrap_err().to_string();
+            assert_eq!(error, format!("libvirt can not give web {expected}"));
+        };
+        check("nvme", |_| {}, QEMU, "an NVMe disk");
+        check(
+            "disk-arm64",
+            |spec| spec.boot = Boot::Disk(Firmware::Bios),
+            QEMU,
+            "a BIOS on Arm",
+        );
+        check(
+            "combined-amd64",
+            |_| {},
+            Labels::Dynamic,
+            "firmware that is one writable file, unless root asks",
+        );
+        check(
+            "direct-amd64",
+            |spec| {
+                let forwards = vec!["2222:22".parse().unwrap()];
+                spec.nic = Some(Nic::User { forwards });
+            },
+            QEMU,
+            "forwarded ports",
         );
     }
 
     #[test]
     fn flash_that_is_not_raw_is_told_so() {
         // Not a fixture: the schema of libvirt 9.0 has no such attribute.
-        let mut spec = firmware(Machine::Amd64);
-        let Boot::Firmware(firmware) = &mut spec.boot else {
-            unreachable!("firmware() made it")
-        };
-        firmware.format = DiskFormat::Qcow2;
-        let document = render(&spec, QEMU).unwrap();
-        assert_eq!(document.matches(" format=\"qcow2\">").count(), 2);
+        for (name, files) in [
+            ("disk-amd64", 2),
+            ("stateless-amd64", 1),
+            ("combined-amd64", 1),
+        ] {
+            let mut spec = sample(name);
+            let Boot::Disk(Firmware::Uefi(Uefi {
+                image:
+                    UefiImage::Split { format, .. }
+                    | UefiImage::Stateless { format, .. }
+                    | UefiImage::Combined { format, .. },
+                ..
+            })) = &mut spec.boot
+            else {
+                unreachable!("all of them are in flash")
+            };
+            *format = DiskFormat::Qcow2;
+            let document = render(&spec, QEMU).unwrap();
+            assert_eq!(
+                document.matches(" format=\"qcow2\"").count(),
+                files,
+                "{name}"
+            );
+        }
     }
 
     fn fixture(name: &str) -> PathBuf {
         Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("fixtures/xml/{name}.xml"))
     }
 
+    fn sample(name: &str) -> DomainSpec {
+        let mut samples = samples::all().into_iter();
+        samples.find(|sample| sample.0 == name).unwrap().1
+    }
+
     /// Every sample, under the labels of one or the other hypervisor.
     fn cases() -> Vec<(&'static str, DomainSpec, Labels)> {
         let labels = |name: &str| match name {
-            "direct-arm64" | "disk-arm64" => Labels::Dynamic,
+            "cdrom" | "direct-arm64" | "disk-arm64" => Labels::Dynamic,
             "direct-amd64-without-disk" | "direct-arm64-kvm" => Labels::None,
             _ => QEMU,
         };
         samples::all()
             .into_iter()
+            // The one that libvirt has not.
+            .filter(|(name, _)| *name != "nvme")
             .map(|(name, spec)| (name, spec, labels(name)))
             .collect()
     }

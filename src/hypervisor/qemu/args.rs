@@ -8,8 +8,12 @@ use std::path::Path;
 
 use serde_json::json;
 
-use crate::domain::{Accelerator, Boot, Disk, DomainSpec, Firmware, Forward, FwCfg, Machine, Nic};
-use crate::hypervisor::HypervisorError;
+use crate::domain::{
+    Accelerator, Boot, DiskFormat, DomainSpec, Firmware, FwCfg, Machine, Nic, Uefi, UefiImage,
+};
+use crate::hypervisor::qemu::devices;
+use crate::hypervisor::qemu::options::{Arguments, Options, text};
+use crate::hypervisor::{HypervisorError, without_network_boot};
 
 /// Names of the files that QEMU makes in its working directory, which is the VM's own. They are
 /// relative because the path of a socket has at most 107 bytes.
@@ -21,6 +25,8 @@ pub const PID_FILE: &str = "qemu.pid";
 ///
 /// The first serial port is QEMU's standard input and output; what it prints is also kept in
 /// [`DomainSpec::console_log`]. QEMU ends when its guest powers off.
+///
+/// Errors if a path is relative or no text, and if the spec asks for what QEMU has not.
 pub fn command(spec: &DomainSpec) -> Result<Vec<OsString>, HypervisorError> {
     // Every field by name: a new one that is not rendered must not compile.
     let DomainSpec {
@@ -34,110 +40,61 @@ pub fn command(spec: &DomainSpec) -> Result<Vec<OsString>, HypervisorError> {
         disks,
         nic,
         fw_cfg,
+        oem_strings,
         directory: _,
         provenance: _,
     } = spec;
-    let mut args: Vec<OsString> = vec![program(*machine).into()];
-    let mut add = |option: &str, value: Option<String>| {
-        args.push(option.into());
-        args.extend(value.map(OsString::from));
-    };
-    add("-name", Some(Options::new(&format!("guest={name}")).text));
-    add("-uuid", Some(uuid.to_string()));
-    add("-no-user-config", None);
-    add("-nodefaults", None);
-    add("-display", Some("none".to_owned()));
-    add(
-        "-machine",
-        Some(machine_options(*machine, *accelerator, boot)),
-    );
-    add("-accel", Some(accelerator_options(*accelerator)));
-    add("-cpu", Some(cpu(*machine, *accelerator).to_owned()));
-    add("-smp", Some(cpus.to_string()));
-    add("-m", Some(format!("{}M", memory.mib())));
-    add("-pidfile", Some(PID_FILE.to_owned()));
-    add(
-        "-chardev",
-        Some(
-            Options::new("socket")
-                .with("id", "monitor")
-                .with("path", MONITOR)
-                .with("server", "on")
-                .with("wait", "off")
-                .text,
-        ),
-    );
-    add("-mon", Some("chardev=monitor,mode=control".to_owned()));
-    let log = text(&spec.console_log())?;
-    add(
-        "-chardev",
-        Some(
-            Options::new("stdio")
-                .with("id", "console")
-                .with("signal", "off")
-                .with("logfile", &log)
-                .text,
-        ),
-    );
-    add("-serial", Some("chardev:console".to_owned()));
-    add(
-        "-object",
-        Some(
-            json!({"qom-type": "rng-random", "id": "rng", "filename": "/dev/urandom"}).to_string(),
-        ),
-    );
-    add(
-        "-device",
-        Some(json!({"driver": "virtio-rng-pci", "rng": "rng"}).to_string()),
-    );
-    match boot {
-        Boot::Kernel {
-            kernel,
-            initramfs,
-            command_line,
-        } => {
-            add("-kernel", Some(text(kernel)?));
-            if let Some(initramfs) = initramfs {
-                add("-initrd", Some(text(initramfs)?));
-            }
-            add("-append", Some(command_line.as_str().to_owned()));
-        }
-        Boot::Firmware(firmware) => {
-            let Firmware {
-                code,
-                format,
-                vars,
-                vars_template: _,
-            } = firmware;
-            for (node, file, read_only) in [("code", code, true), ("vars", vars, false)] {
-                let node = json!({
-                    "node-name": format!("firmware-{node}"),
-                    "driver": format.as_str(),
-                    "read-only": read_only,
-                    "file": {"driver": "file", "filename": text(file)?},
-                });
-                add("-blockdev", Some(node.to_string()));
-            }
-            // Without this the firmware of `virt` waits 5 s for a key.
-            add("-boot", Some("menu=on,splash-time=0".to_owned()));
-        }
+    let mut args = Arguments::of(program(*machine));
+    args.add("-name", Options::new(&format!("guest={name}")));
+    args.add("-uuid", uuid.as_str());
+    args.flag("-no-user-config");
+    args.flag("-nodefaults");
+    if let Some(sandbox) = sandbox(nic.as_ref()) {
+        args.add("-sandbox", sandbox);
     }
-    for (index, disk) in disks.iter().enumerate() {
-        let (node, device) = disk_options(index, disk, boot)?;
-        add("-blockdev", Some(node));
-        add("-device", Some(device));
+    args.add("-display", "none");
+    args.add("-machine", machine_options(*machine, *accelerator, boot));
+    args.add("-accel", accelerator_options(*accelerator));
+    args.add("-cpu", cpu(*machine, *accelerator));
+    args.add("-smp", cpus.to_string());
+    args.add("-m", format!("{}M", memory.mib()));
+    args.add("-pidfile", PID_FILE);
+    let monitor = Options::new("socket")
+        .with("id", "monitor")
+        .with("path", MONITOR)
+        .with("server", "on")
+        .with("wait", "off");
+    args.add("-chardev", monitor);
+    args.add("-mon", "chardev=monitor,mode=control");
+    let console = Options::new("stdio")
+        .with("id", "console")
+        .with("signal", "off")
+        .with("logfile", &text(&spec.console_log())?);
+    args.add("-chardev", console);
+    args.add("-serial", "chardev:console");
+    let source = json!({"qom-type": "rng-random", "id": "rng", "filename": "/dev/urandom"});
+    args.add("-object", source.to_string());
+    let rng = json!({"driver": "virtio-rng-pci", "rng": "rng"});
+    args.add("-device", rng.to_string());
+    if let Some(firmware) = boot.uefi() {
+        add_firmware(&mut args, *machine, firmware)?;
     }
-    if let Some(Nic { forwards }) = nic {
-        add("-netdev", Some(network(forwards)));
-        // Without its boot ROM: a network boot is never wanted, and takes minutes to fail.
-        let device = json!({"driver": "virtio-net-pci", "netdev": "net0", "romfile": ""});
-        add("-device", Some(device.to_string()));
-    }
+    add_boot(&mut args, spec)?;
+    devices::disks(&mut args, disks)?;
+    devices::nic(&mut args, spec)?;
     for FwCfg { name, file } in fw_cfg {
         let options = Options::new(&format!("name={name}")).with("file", &text(file)?);
-        add("-fw_cfg", Some(options.text));
+        args.add("-fw_cfg", options);
     }
-    Ok(args)
+    for name in without_network_boot(spec) {
+        let options = Options::new(&format!("name={name}")).with("string", "n");
+        args.add("-fw_cfg", options);
+    }
+    for string in oem_strings {
+        let options = Options::new("type=11").with("value", string.as_str());
+        args.add("-smbios", options);
+    }
+    Ok(args.into_command())
 }
 
 /// The program that emulates `machine`.
@@ -149,7 +106,19 @@ pub fn program(machine: Machine) -> &'static str {
     }
 }
 
-fn machine_options(machine: Machine, accelerator: Accelerator, boot: &Boot) -> String {
+/// What QEMU is forbidden once it reads its options, as libvirt forbids it.
+fn sandbox(nic: Option<&Nic>) -> Option<&'static str> {
+    match nic {
+        // A bridge is joined by a helper, which QEMU must spawn; and a process in any sandbox at
+        // all can not become root by that helper's set-user-ID bit.
+        Some(Nic::Bridge(_)) => None,
+        Some(Nic::User { .. } | Nic::Network(_)) | None => {
+            Some("on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny")
+        }
+    }
+}
+
+fn machine_options(machine: Machine, accelerator: Accelerator, boot: &Boot) -> Options {
     let mut options = match machine {
         Machine::Amd64 => Options::new("q35"),
         // The interrupt controller of the host under KVM, the fastest one otherwise.
@@ -161,18 +130,21 @@ fn machine_options(machine: Machine, accelerator: Accelerator, boot: &Boot) -> S
             },
         ),
     };
-    if matches!(boot, Boot::Firmware(_)) {
-        options = options
-            .with("pflash0", "firmware-code")
-            .with("pflash1", "firmware-vars");
+    if let Some(firmware) = boot.uefi() {
+        if firmware.smm && machine == Machine::Amd64 {
+            options = options.with("smm", "on");
+        }
+        for (unit, flash) in flash(&firmware.image).iter().enumerate() {
+            options = options.with(&format!("pflash{unit}"), flash.node);
+        }
     }
-    options.text
+    options
 }
 
-fn accelerator_options(accelerator: Accelerator) -> String {
+fn accelerator_options(accelerator: Accelerator) -> &'static str {
     match accelerator {
-        Accelerator::Kvm => "kvm".to_owned(),
-        Accelerator::Tcg => "tcg,thread=multi".to_owned(),
+        Accelerator::Kvm => "kvm",
+        Accelerator::Tcg => "tcg,thread=multi",
     }
 }
 
@@ -185,91 +157,113 @@ fn cpu(machine: Machine, accelerator: Accelerator) -> &'static str {
     }
 }
 
-/// The block node and the device of one disk.
-fn disk_options(
-    index: usize,
-    disk: &Disk,
-    boot: &Boot,
-) -> Result<(String, String), HypervisorError> {
-    let Disk {
-        file: path,
+/// A flash image of the firmware's.
+struct Flash<'spec> {
+    /// The name of its block node.
+    node: &'static str,
+    file: &'spec Path,
+    format: DiskFormat,
+    read_only: bool,
+}
+
+/// The flash images in the order in which the machine maps them.
+fn flash(image: &UefiImage) -> Vec<Flash<'_>> {
+    let flash = |node, file, format, read_only| Flash {
+        node,
+        file,
         format,
-        backing,
-        virtual_size_bytes: _,
         read_only,
-        serial,
-    } = disk;
-    let file = |file: &Path, read_only: bool| -> Result<serde_json::Value, HypervisorError> {
-        // What is not written is shared by VMs, so it is not locked either.
-        let locking = if read_only { "off" } else { "auto" };
-        Ok(json!({"driver": "file", "filename": text(file)?, "locking": locking}))
     };
-    let name = format!("disk-{index}");
-    let mut node = json!({
-        "node-name": name,
-        "driver": format.as_str(),
-        "read-only": read_only,
-        "discard": "unmap",
-        "file": file(path, *read_only)?,
-    });
-    if let Some(backing) = backing {
-        let mut base = json!({
-            "driver": backing.format.as_str(),
-            "read-only": true,
-            "file": file(&backing.file, true)?,
-        });
-        if backing.format == crate::domain::DiskFormat::Qcow2 {
-            base["backing"] = serde_json::Value::Null;
+    match image {
+        UefiImage::Split {
+            code,
+            vars,
+            vars_template: _,
+            format,
+        } => vec![
+            flash("firmware-code", code, *format, true),
+            flash("firmware-vars", vars, *format, false),
+        ],
+        UefiImage::Stateless { code, format } => vec![flash("firmware-code", code, *format, true)],
+        UefiImage::Combined {
+            file,
+            template: _,
+            format,
+        } => vec![flash("firmware", file, *format, false)],
+        UefiImage::Memory { rom: _ } => Vec::new(),
+    }
+}
+
+fn add_firmware(
+    args: &mut Arguments,
+    machine: Machine,
+    firmware: &Uefi,
+) -> Result<(), HypervisorError> {
+    let Uefi {
+        image,
+        // Its variables tell it, or its code.
+        secure_boot: _,
+        smm,
+    } = firmware;
+    let flash = flash(image);
+    if *smm && machine == Machine::Amd64 {
+        if !flash.is_empty() {
+            // The guest's kernel can then not write variables past the firmware.
+            args.add("-global", "driver=cfi.pflash01,property=secure,value=on");
         }
-        node["backing"] = base;
-    } else if *format == crate::domain::DiskFormat::Qcow2 {
-        node["backing"] = serde_json::Value::Null;
+        // Such firmware does not come back from suspend.
+        args.add("-global", "ICH9-LPC.disable_s3=1");
     }
-    let mut device = json!({"driver": "virtio-blk-pci", "drive": name});
-    if let Some(serial) = serial {
-        device["serial"] = json!(serial.as_str());
+    for Flash {
+        node,
+        file,
+        format,
+        read_only,
+    } in flash
+    {
+        let node = devices::plain_node(node, file, format, read_only)?;
+        args.add("-blockdev", node.to_string());
     }
-    if index == 0 && matches!(boot, Boot::Firmware(_)) {
-        device["bootindex"] = json!(1);
+    if let UefiImage::Memory { rom } = image {
+        args.add("-bios", text(rom)?);
     }
-    Ok((node.to_string(), device.to_string()))
+    // Without this the firmware of `virt` waits 5 s for a key.
+    args.add("-boot", "menu=on,splash-time=0");
+    Ok(())
 }
 
-fn network(forwards: &[Forward]) -> String {
-    let mut options = Options::new("user").with("id", "net0");
-    for Forward { host, guest } in forwards {
-        options = options.with("hostfwd", &format!("tcp:127.0.0.1:{host}-:{guest}"));
-    }
-    options.text
-}
-
-/// The text of a path, as QEMU's options need it.
-fn text(path: &Path) -> Result<String, HypervisorError> {
-    path.to_str()
-        .filter(|_| path.is_absolute())
-        .map(str::to_owned)
-        .ok_or_else(|| HypervisorError::Path {
-            path: path.to_owned(),
-        })
-}
-
-/// One option of QEMU's `key=value,…` syntax; commas in values are doubled.
-struct Options {
-    text: String,
-}
-
-impl Options {
-    fn new(first: &str) -> Self {
-        Self {
-            text: first.replace(',', ",,"),
+fn add_boot(args: &mut Arguments, spec: &DomainSpec) -> Result<(), HypervisorError> {
+    match &spec.boot {
+        Boot::Kernel {
+            kernel,
+            initramfs,
+            command_line,
+        } => {
+            args.add("-kernel", text(kernel)?);
+            if let Some(initramfs) = initramfs {
+                args.add("-initrd", text(initramfs)?);
+            }
+            args.add("-append", command_line.as_str());
         }
+        Boot::Uki {
+            firmware: _,
+            uki,
+            command_line,
+        } => {
+            args.add("-kernel", text(uki)?);
+            if let Some(command_line) = command_line {
+                args.add("-append", command_line.as_str());
+            }
+        }
+        Boot::Disk(Firmware::Uefi(_)) => {}
+        Boot::Disk(Firmware::Bios) => match spec.machine {
+            Machine::Amd64 => {}
+            Machine::Arm64 => {
+                return Err(HypervisorError::unsupported("QEMU", spec, "a BIOS on Arm"));
+            }
+        },
     }
-
-    fn with(mut self, key: &str, value: &str) -> Self {
-        self.text
-            .push_str(&format!(",{key}={}", value.replace(',', ",,")));
-        self
-    }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -287,6 +281,10 @@ mod tests {
     #[test]
     fn command_lines_are_as_they_were_agreed_on() {
         for (name, spec) in samples::all() {
+            if name == "network" {
+                // The one that QEMU has not; see below.
+                continue;
+            }
             let path = format!("{}/fixtures/argv/{name}.txt", env!("CARGO_MANIFEST_DIR"));
             let actual = lines(&spec);
             if std::env::var_os("IRONBOOT_BLESS").is_some() {
@@ -311,7 +309,7 @@ mod tests {
     #[test]
     fn ports_are_forwarded_from_loopback_only() {
         let mut spec = samples::direct(Machine::Amd64);
-        spec.nic = Some(Nic {
+        spec.nic = Some(Nic::User {
             forwards: vec!["2222:22".parse().unwrap()],
         });
         let text = lines(&spec);
@@ -322,9 +320,40 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_path_is_refused() {
-        let mut spec = samples::direct(Machine::Amd64);
-        spec.disks[0].file = "nbd:127.0.0.1:1".into();
-        assert!(matches!(command(&spec), Err(HypervisorError::Path { .. })));
+    fn what_qemu_has_not_is_refused() {
+        let check = |change: fn(&mut DomainSpec), expected: &str| {
+            let mut spec = samples::firmware(Machine::Arm64);
+            change(&mut spec);
+            assert_eq!(command(&spec).unwrap_err().to_string(), expected);
+        };
+        check(
+            |spec| spec.boot = Boot::Disk(Firmware::Bios),
+            "QEMU can not give web a BIOS on Arm",
+        );
+        check(
+            |spec| spec.nic = Some(Nic::Network("default".parse().unwrap())),
+            "QEMU can not give web a network of libvirt's",
+        );
+        check(
+            |spec| spec.disks[0].file = "nbd:127.0.0.1:1".into(),
+            "path is not text that a hypervisor takes: nbd:127.0.0.1:1",
+        );
+    }
+
+    #[test]
+    fn the_network_is_not_tried_unless_somebody_has_said_how() {
+        let (_, mut spec) = samples::all()
+            .into_iter()
+            .find(|(name, _)| *name == "nothing-boots")
+            .unwrap();
+        assert_eq!(lines(&spec).matches("-fw_cfg\n").count(), 2);
+        spec.fw_cfg = vec![FwCfg {
+            name: "opt/org.tianocore/IPv4Support".parse().unwrap(),
+            file: "/srv/yes".into(),
+        }];
+        let text = lines(&spec);
+        assert_eq!(text.matches("IPv4Support,file=/srv/yes").count(), 1);
+        assert_eq!(text.matches("IPv6Support,string=n").count(), 1);
+        assert_eq!(text.matches("-fw_cfg\n").count(), 2);
     }
 }

@@ -12,6 +12,8 @@
 //! lock ends with it, however it ends, and no process id can be mistaken for another's.
 
 pub mod args;
+mod devices;
+mod options;
 mod qmp;
 
 use std::fs::{self, OpenOptions};
@@ -24,6 +26,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -87,6 +90,19 @@ impl Hypervisor for Qemu {
         })
     }
 
+    async fn trouble(&self, spec: &DomainSpec) -> Result<Option<String>, HypervisorError> {
+        let running = || is_running(&spec.directory);
+        if !running()? {
+            return Ok(None);
+        }
+        match qmp::execute(spec, "query-status").await {
+            Ok(answer) => Ok(trouble(&answer, &words(spec))),
+            // It has ended meanwhile.
+            Err(_) if !running()? => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn stop(&self, spec: &DomainSpec, how: Stop) -> Result<(), HypervisorError> {
         if !is_running(&spec.directory)? {
             return Ok(());
@@ -142,6 +158,25 @@ impl Hypervisor for Qemu {
             }
         });
         Ok(sender)
+    }
+}
+
+/// Judges the answer to `query-status` of a QEMU that has said `log`.
+///
+/// Source: QEMU's qapi/run-state.json, `RunState`.
+fn trouble(answer: &Value, log: &str) -> Option<String> {
+    let status = answer["status"].as_str().unwrap_or_default();
+    // Of what KVM does not cope with QEMU tells on its standard error, before all registers.
+    let of_kvm = ["KVM internal error", "KVM: entry failed", "kvm run failed"];
+    let mut lines = log.lines();
+    match status {
+        "internal-error" => lines
+            .find(|line| of_kvm.iter().any(|words| line.contains(words)))
+            .map(|line| line.trim().to_owned())
+            .or_else(|| Some("QEMU has stopped it after an error of its own".to_owned())),
+        "io-error" => Some("QEMU has stopped it after an error of its disk".to_owned()),
+        "guest-panicked" => Some("its system has crashed".to_owned()),
+        _ => None,
     }
 }
 
@@ -254,7 +289,7 @@ async fn wait_for_monitor(spec: &DomainSpec, child: &mut Child) -> Result<(), Hy
             return started(spec, status);
         }
         match qmp::execute(spec, "query-status").await {
-            Ok(()) => return Ok(()),
+            Ok(_) => return Ok(()),
             Err(error) if Instant::now() > deadline => return Err(error),
             Err(_) => sleep(POLL).await,
         }
@@ -290,5 +325,106 @@ fn kill(spec: &DomainSpec) -> Result<(), HypervisorError> {
     match process.filter(|pid| is_ours(*pid)) {
         Some(pid) => kill_process(pid, Signal::KILL).map_err(|error| of_file(&path)(error.into())),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+    use tokio::io::{AsyncBufReadExt, BufReader};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::domain::Machine;
+    use crate::hypervisor::samples;
+
+    /// Answers one client of a monitor as QEMU does, `query-status` with `status`.
+    async fn answer(monitor: UnixListener, status: &str) {
+        let (reader, mut writer) = monitor.accept().await.unwrap().0.into_split();
+        let mut say = async |message: Value| {
+            let line = message.to_string() + "\n";
+            writer.write_all(line.as_bytes()).await.unwrap();
+        };
+        say(json!({"QMP": {"version": {}, "capabilities": []}})).await;
+        let mut lines = BufReader::new(reader).lines();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            let request: Value = serde_json::from_str(&line).unwrap();
+            say(json!({"event": "RESUME", "data": {}})).await;
+            match request["execute"].as_str().unwrap() {
+                "qmp_capabilities" => say(json!({"return": {}})).await,
+                "query-status" => say(json!({"return": {"status": status}})).await,
+                other => {
+                    let description = format!("no such command: {other}");
+                    say(json!({"error": {"class": "CommandNotFound", "desc": description}})).await;
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_running_qemu_is_asked_for_its_trouble() {
+        let directory = tempfile::tempdir().unwrap();
+        let spec = DomainSpec {
+            directory: directory.path().to_owned(),
+            ..samples::direct(Machine::Amd64)
+        };
+        let log = directory.path().join("qemu.log");
+        fs::write(&log, "KVM internal error. Suberror: 1\n").unwrap();
+        // It does not run, whatever it has said.
+        assert_eq!(Qemu.trouble(&spec).await.unwrap(), None);
+
+        let lock = Lock::exclusive(&log, Wait::No).unwrap();
+        for (status, expected) in [
+            ("running", None),
+            (
+                "internal-error",
+                Some("KVM internal error. Suberror: 1".to_owned()),
+            ),
+        ] {
+            let socket = directory.path().join(args::MONITOR);
+            let monitor = UnixListener::bind(&socket).unwrap();
+            let (told, ()) = tokio::join!(Qemu.trouble(&spec), answer(monitor, status));
+            assert_eq!(told.unwrap(), expected);
+            fs::remove_file(&socket).unwrap();
+        }
+        // Nobody answers.
+        let error = Qemu.trouble(&spec).await.unwrap_err();
+        assert!(matches!(error, HypervisorError::Monitor { .. }), "{error}");
+        drop(lock);
+        assert_eq!(Qemu.trouble(&spec).await.unwrap(), None);
+    }
+
+    #[test]
+    fn a_vm_is_in_trouble_that_does_not_go_on_by_itself() {
+        let check = |status: &str, log: &str, expected: Option<&str>| {
+            let answer = json!({"status": status, "running": false});
+            assert_eq!(trouble(&answer, log).as_deref(), expected, "{status} {log}");
+        };
+        let internal = "KVM internal error. Suberror: 1\nemulation failure\nEAX=00000000 EBX=1\n";
+        for status in ["running", "prelaunch", "paused", "suspended", "shutdown"] {
+            check(status, internal, None);
+        }
+        check(
+            "internal-error",
+            internal,
+            Some("KVM internal error. Suberror: 1"),
+        );
+        let failed = "qemu: warning: x\nerror: kvm run failed Invalid argument\r\nEAX=0";
+        check(
+            "internal-error",
+            failed,
+            Some("error: kvm run failed Invalid argument"),
+        );
+        for (status, expected) in [
+            (
+                "internal-error",
+                "QEMU has stopped it after an error of its own",
+            ),
+            ("io-error", "QEMU has stopped it after an error of its disk"),
+            ("guest-panicked", "its system has crashed"),
+        ] {
+            check(status, "", Some(expected));
+        }
+        assert_eq!(trouble(&json!(null), ""), None);
     }
 }

@@ -22,20 +22,20 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that are read of one answer at most.
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
 
-/// Executes `command`, which takes no arguments, and waits for its answer.
-pub(super) async fn execute(spec: &DomainSpec, command: &str) -> Result<(), HypervisorError> {
+/// Executes `command`, which takes no arguments, and returns what it answers.
+pub(super) async fn execute(spec: &DomainSpec, command: &str) -> Result<Value, HypervisorError> {
     let error = |message: String| HypervisorError::Monitor {
         domain: spec.name.clone(),
         message,
     };
     match timeout(TIMEOUT, converse(spec, command)).await {
-        Ok(Ok(())) => Ok(()),
+        Ok(Ok(value)) => Ok(value),
         Ok(Err(source)) => Err(error(source.to_string())),
         Err(_) => Err(error(format!("no answer within {} s", TIMEOUT.as_secs()))),
     }
 }
 
-async fn converse(spec: &DomainSpec, command: &str) -> io::Result<()> {
+async fn converse(spec: &DomainSpec, command: &str) -> io::Result<Value> {
     // By way of the directory's descriptor: a socket's own path may have 107 bytes only.
     let directory = File::open(&spec.directory)?;
     let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), args::MONITOR);
@@ -47,13 +47,17 @@ async fn converse(spec: &DomainSpec, command: &str) -> io::Result<()> {
         Ok(serde_json::from_str(&line)?)
     };
     next().await?;
+    let mut value = Value::Null;
     for command in ["qmp_capabilities", command] {
         let request = json!({"execute": command}).to_string() + "\n";
         writer.write_all(request.as_bytes()).await?;
         loop {
             match next().await {
-                Ok(answer) if answer.get("return").is_some() => break,
-                Ok(answer) => {
+                Ok(mut answer) => {
+                    if let Some(answered) = answer.get_mut("return") {
+                        value = answered.take();
+                        break;
+                    }
                     if let Some(error) = answer.get("error") {
                         return Err(io::Error::other(error["desc"].to_string()));
                     }
@@ -64,5 +68,5 @@ async fn converse(spec: &DomainSpec, command: &str) -> io::Result<()> {
             }
         }
     }
-    Ok(())
+    Ok(value)
 }

@@ -1,180 +1,13 @@
-//! What a machine is told: the complete description of one VM, in file paths, for every renderer.
-//!
-//! Serializable because an instance's record keeps it: what was defined once is started as it was,
-//! whatever becomes of the image's tag.
+//! Words and numbers that are valid by construction.
 
 use std::fmt;
-use std::num::{NonZeroU16, NonZeroU32};
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::boot::CommandLine;
-use crate::oci::{Architecture, Digest, Printable};
-
-/// One VM, complete.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DomainSpec {
-    /// Its name on this host.
-    pub name: DomainName,
-    /// libvirt's identifier of it; the same at every define.
-    pub uuid: Uuid,
-    /// The machine.
-    pub machine: Machine,
-    /// What runs the guest's instructions.
-    pub accelerator: Accelerator,
-    /// Number of virtual CPUs.
-    pub cpus: NonZeroU32,
-    /// Guest memory.
-    pub memory: Memory,
-    /// What it boots.
-    pub boot: Boot,
-    /// Its disks; the place in the list is the place on the bus (`vda`, `vdb`, …), and firmware
-    /// boots the first.
-    pub disks: Vec<Disk>,
-    /// Its network card, if it has one.
-    pub nic: Option<Nic>,
-    /// Files that the guest reads through QEMU's `fw_cfg` device.
-    pub fw_cfg: Vec<FwCfg>,
-    /// The VM's own directory, absolute; sockets and logs are made in it.
-    pub directory: PathBuf,
-    /// What it was made from.
-    pub provenance: Provenance,
-}
-
-impl DomainSpec {
-    /// The file that keeps what the VM prints on its first serial port, from its last start on.
-    #[must_use]
-    pub fn console_log(&self) -> PathBuf {
-        self.directory.join("console.log")
-    }
-}
-
-/// What a VM was made from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Provenance {
-    /// The image reference as it was asked for.
-    pub reference: String,
-    /// Digest of the index, if there was one.
-    pub index_digest: Option<Digest>,
-    /// Digest of the manifest.
-    pub manifest_digest: Digest,
-    /// The boot method's name.
-    pub method: String,
-}
-
-/// What the machine boots.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Boot {
-    /// The hypervisor loads a kernel.
-    Kernel {
-        /// The kernel's file.
-        kernel: PathBuf,
-        /// The initramfs's file.
-        initramfs: Option<PathBuf>,
-        /// The kernel's command line.
-        command_line: CommandLine,
-    },
-    /// Firmware boots the first disk.
-    Firmware(Firmware),
-}
-
-/// UEFI firmware as a pair of flash images.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Firmware {
-    /// The code, shared and never written.
-    pub code: PathBuf,
-    /// Format of the code and of the variables.
-    pub format: DiskFormat,
-    /// The VM's own copy of the variable store.
-    pub vars: PathBuf,
-    /// What `vars` was copied from.
-    pub vars_template: PathBuf,
-}
-
-/// A block device on virtio.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Disk {
-    /// The file that the VM opens.
-    pub file: PathBuf,
-    /// Its format; always told, never probed.
-    pub format: DiskFormat,
-    /// What it is an overlay of.
-    pub backing: Option<Backing>,
-    /// Size as the guest sees it, in bytes.
-    pub virtual_size_bytes: u64,
-    /// Whether the guest may write.
-    pub read_only: bool,
-    /// Serial number that the guest sees.
-    pub serial: Option<Serial>,
-}
-
-/// The base of an overlay; never written.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Backing {
-    /// The file.
-    pub file: PathBuf,
-    /// Its format; always told, never probed.
-    pub format: DiskFormat,
-}
-
-/// Format of a disk image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DiskFormat {
-    /// The bytes as they are.
-    Raw,
-    /// QEMU's copy-on-write format.
-    Qcow2,
-}
-
-/// A virtio network card behind QEMU's user-mode network.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Nic {
-    /// TCP ports of the host's loopback that lead to ports of the guest.
-    pub forwards: Vec<Forward>,
-}
-
-/// A TCP port of the host's loopback that leads to a port of the guest.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Forward {
-    /// Port on the host.
-    pub host: NonZeroU16,
-    /// Port in the guest.
-    pub guest: NonZeroU16,
-}
-
-/// A file that the guest reads through QEMU's `fw_cfg` device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct FwCfg {
-    /// Its name there.
-    pub name: FwCfgName,
-    /// The file on the host.
-    pub file: PathBuf,
-}
-
-/// The machine: which board, and what runs on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Machine {
-    /// QEMU's `q35`, 64-bit x86.
-    Amd64,
-    /// QEMU's `virt`, 64-bit Arm.
-    Arm64,
-}
-
-/// What runs the guest's instructions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Accelerator {
-    /// The host's CPU, by the kernel's KVM.
-    Kvm,
-    /// QEMU's own translator; many times slower.
-    Tcg,
-}
+use crate::domain::Forward;
+use crate::oci::{Digest, Printable};
 
 /// Size of guest memory in MiB, from 64 MiB to 16 TiB; QEMU's `-m`, libvirt's
 /// `<memory unit='MiB'>`.
@@ -197,6 +30,17 @@ pub struct Serial(String);
 #[serde(try_from = "String", into = "String")]
 pub struct FwCfgName(String);
 
+/// A string in the SMBIOS tables: 1 to 4096 bytes without control characters.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct OemString(String);
+
+/// The name of a network of libvirt's or of a bridge: 1 to 50 letters, digits, `-`, `_` and `.`,
+/// the first a letter or a digit.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct LinkName(String);
+
 /// A UUID in its usual form of 36 characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -214,6 +58,12 @@ pub enum WordError {
     /// Not a name in `fw_cfg`.
     #[error("fw_cfg name is not opt/ and at most 51 letters, digits, `.`, `_`, `-` and `/`: {0}")]
     FwCfgName(String),
+    /// Not a string of SMBIOS.
+    #[error("SMBIOS string is not 1 to 4096 bytes without control characters: {0}")]
+    OemString(String),
+    /// Not a network's or bridge's name.
+    #[error("network name is not 1 to 50 letters, digits, `-`, `_` and `.`: {0}")]
+    LinkName(String),
     /// Not a UUID.
     #[error("not a UUID: {0}")]
     Uuid(String),
@@ -312,60 +162,6 @@ impl FromStr for Forward {
     }
 }
 
-impl TryFrom<&Architecture> for Machine {
-    type Error = WordError;
-
-    fn try_from(architecture: &Architecture) -> Result<Self, WordError> {
-        match architecture {
-            Architecture::Amd64 => Ok(Self::Amd64),
-            Architecture::Arm64 => Ok(Self::Arm64),
-            Architecture::Other(word) => Err(WordError::Machine(Printable(word).to_string())),
-        }
-    }
-}
-
-impl Machine {
-    /// The architecture as the machine world spells it: `x86_64` or `aarch64`.
-    #[must_use]
-    pub fn isa(self) -> &'static str {
-        match self {
-            Self::Amd64 => "x86_64",
-            Self::Arm64 => "aarch64",
-        }
-    }
-
-    /// The device of the first serial port, as Linux names it.
-    #[must_use]
-    pub fn serial_console(self) -> &'static str {
-        match self {
-            Self::Amd64 => "ttyS0",
-            Self::Arm64 => "ttyAMA0",
-        }
-    }
-}
-
-impl Accelerator {
-    /// The word in options and in JSON.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Kvm => "kvm",
-            Self::Tcg => "tcg",
-        }
-    }
-}
-
-impl DiskFormat {
-    /// QEMU's and libvirt's word.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Raw => "raw",
-            Self::Qcow2 => "qcow2",
-        }
-    }
-}
-
 impl Uuid {
     /// Makes the UUID that stands for `seed` (version 8, RFC 9562: our own scheme, a hash).
     #[must_use]
@@ -445,6 +241,12 @@ word!(Serial, Serial, |text| is_word(text, 20, &['-', '_']));
 word!(FwCfgName, FwCfgName, |text| {
     text.strip_prefix("opt/")
         .is_some_and(|rest| is_word(rest, 51, &['-', '_', '.', '/']))
+});
+word!(OemString, OemString, |text| {
+    (1..=4096).contains(&text.len()) && !text.contains(char::is_control)
+});
+word!(LinkName, LinkName, |text| {
+    is_word(text, 50, &['-', '_', '.']) && text.starts_with(|c: char| c.is_ascii_alphanumeric())
 });
 word!(Uuid, Uuid, |text| {
     text.len() == 36
