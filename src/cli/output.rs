@@ -5,8 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::boot::plan::Alternative;
 use crate::boot::{BootMethod, BootPlan, CommandLine};
 use crate::domain::{Boot, DomainSpec, Uefi, UefiImage};
-use crate::image::select::Dropped;
-use crate::image::{Image, LayerRole, Selected};
+use crate::image::{Dropped, Image, LayerRole, Selected};
 use crate::instance::Record;
 use crate::oci::Descriptor;
 use crate::ops::images::{Inspection, ListedImage};
@@ -23,7 +22,8 @@ pub(super) fn object(fields: Value) -> Value {
     Value::Object(object)
 }
 
-/// The plan of an image: `image`, `layers`, `boot`, `alternatives`, `download`.
+/// The plan of an image: `image`, `layers`, `boot`, `alternatives`, `selection`, `passed_over`,
+/// `download`.
 pub(super) fn plan(
     selected: &Selected,
     plan: Option<&BootPlan>,
@@ -64,6 +64,7 @@ pub(super) fn plan(
         "layers": layers,
         "boot": plan.map(boot),
         "alternatives": alternatives,
+        "selection": {"reason": selected.reason, "through": selected.through},
         "passed_over": selected.dropped.iter().map(dropped).collect::<Vec<_>>(),
         "download": download,
     })
@@ -79,7 +80,8 @@ fn image_object(image: &Image) -> Value {
         "index_digest": image.index_digest,
         "manifest_digest": image.manifest_digest,
         "os": "linux",
-        "architecture": image.architecture,
+        "architecture": image.architecture.as_ref().map(|(word, _)| word),
+        "architecture_from": image.architecture.as_ref().map(|(_, signal)| signal.as_str()),
         "variant": image.variant.map(|(variant, _)| variant.as_str()),
         "variant_from": image.variant.map(|(_, signal)| signal.as_str()),
     })
@@ -110,11 +112,24 @@ fn alternative(alternative: &Alternative) -> Value {
 }
 
 fn dropped(dropped: &Dropped) -> Value {
+    let Dropped {
+        digest,
+        within,
+        offer,
+        reason,
+    } = dropped;
+    let roles: Vec<&str> = offer.roles.iter().map(|role| role.as_str()).collect();
     json!({
-        "digest": dropped.digest,
-        "platform": dropped.offer.platform,
-        "variant": dropped.offer.variant.map(|(variant, _)| variant.as_str()),
-        "reason": dropped.reason,
+        "digest": digest,
+        "within": within,
+        "platform": offer.platform,
+        "architecture": offer.architecture.as_ref().map(|(word, _)| word),
+        "architecture_from": offer.architecture.as_ref().map(|(_, signal)| signal.as_str()),
+        "variant": offer.variant.map(|(variant, _)| variant.as_str()),
+        "variant_from": offer.variant.map(|(_, signal)| signal.as_str()),
+        "roles": roles,
+        "cname": offer.cname,
+        "reason": reason,
     })
 }
 
@@ -267,6 +282,7 @@ pub(super) fn inspection(reference: &str, inspection: &Inspection, store: &Store
             let entry = &manifest.entry;
             let mut object = json!({
                 "digest": entry.descriptor.digest,
+                "within": manifest.within,
                 "media_type": entry.descriptor.media_type,
                 "platform": entry.platform.as_ref().map(|platform| json!({
                     "os": platform.os,
@@ -292,6 +308,10 @@ pub(super) fn inspection(reference: &str, inspection: &Inspection, store: &Store
                             })
                         })
                         .collect();
+                    let architecture = content.architecture.as_ref();
+                    object["architecture"] = json!(architecture.map(|(word, _)| word));
+                    object["architecture_from"] =
+                        json!(architecture.map(|(_, signal)| signal.as_str()));
                     object["variant"] = json!(content.variant.map(|(variant, _)| variant.as_str()));
                     object["variant_from"] =
                         json!(content.variant.map(|(_, signal)| signal.as_str()));

@@ -67,6 +67,11 @@ impl Drawing {
                 self.line(&format!("reading the manifests of {reference}"));
             }
             Progress::Resolving(_) => {}
+            Progress::ConfigSkipped { config } => {
+                self.warn(&format!(
+                    "what comes after the JSON of config {config} is not read"
+                ));
+            }
             Progress::Fetching { missing_bytes: 0 } => {
                 if self.amount == Amount::Verbose {
                     self.line("everything is in the store");

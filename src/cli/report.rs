@@ -164,7 +164,9 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
         OpsError::Document(_)
         | OpsError::Image(_)
         | OpsError::Config(_)
-        | OpsError::NestedIndex { .. }
+        | OpsError::IndexTooDeep { .. }
+        | OpsError::IndexCycle { .. }
+        | OpsError::TooManyDocuments { .. }
         | OpsError::MetadataTooLarge { .. } => (Kind::InvalidImage, None),
         OpsError::Select(SelectError::NoMatch { .. }) => (
             Kind::NoMatch,

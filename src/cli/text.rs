@@ -1,6 +1,7 @@
 //! What people read on standard output: plans, tables, shell commands.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::path::Path;
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -8,7 +9,7 @@ use indicatif::HumanBytes;
 
 use crate::boot::{BootMethod, BootPlan};
 use crate::domain::{Boot, DomainSpec, Firmware, UefiImage};
-use crate::image::Selected;
+use crate::image::{LayerRole, Selected, role};
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
 use crate::stage::GuestFile;
@@ -46,31 +47,42 @@ fn short(digest: &crate::oci::Digest) -> String {
     digest.hex()[..12].to_owned()
 }
 
+/// What somebody said, and who.
+fn said(word: Option<(impl fmt::Display, &str)>) -> String {
+    word.map_or_else(
+        || "not said".to_owned(),
+        |(word, by)| format!("{word} (by {by})"),
+    )
+}
+
 /// The whole reasoning of a plan.
 pub(super) fn plan(selected: &Selected, plan: &BootPlan, store: &Store) -> String {
     let image = &selected.image;
     let mut rows = vec![
         vec!["image".to_owned(), image.reference.to_string()],
         vec!["manifest".to_owned(), image.manifest_digest.to_string()],
+        vec!["selection".to_owned(), selected.reason.clone()],
         vec![
             "architecture".to_owned(),
-            image
-                .architecture
-                .as_ref()
-                .map_or_else(|| "not said".to_owned(), ToString::to_string),
+            said(
+                image
+                    .architecture
+                    .as_ref()
+                    .map(|(word, by)| (word, by.as_str())),
+            ),
         ],
         vec![
             "variant".to_owned(),
-            image.variant.map_or_else(
-                || "not said".to_owned(),
-                |(variant, signal)| format!("{variant} (by {})", signal.as_str()),
-            ),
+            said(image.variant.map(|(word, by)| (word, by.as_str()))),
         ],
         vec![
             "boot".to_owned(),
             format!("{} ({})", plan.method.name(), plan.reason),
         ],
     ];
+    let inner = selected.through.iter();
+    let inner = inner.map(|index| vec!["inner index".to_owned(), index.to_string()]);
+    rows.splice(1..1, inner);
     if let BootMethod::Direct(direct) = &plan.method {
         let from = direct.command_line_from.as_str();
         rows.push(vec![
@@ -86,16 +98,17 @@ pub(super) fn plan(selected: &Selected, plan: &BootPlan, store: &Store) -> Strin
         .layers
         .iter()
         .map(|layer| {
-            let role = image.role_of(layer);
-            let use_of_it = match role {
+            let known = role::of_media_type(&layer.media_type).map(|(role, _)| role);
+            let use_of_it = match (image.role_of(layer), known) {
                 _ if needed.contains(&layer) && store.seems_to_have(layer) => "in the store",
                 _ if needed.contains(&layer) => "to be fetched",
-                Some(crate::image::LayerRole::CommandLine) => "read",
-                Some(_) => "not needed",
-                None => "unknown, not fetched",
+                (Some(LayerRole::CommandLine), _) => "read",
+                (Some(_), _) => "not needed",
+                (None, Some(_)) => "another form is taken",
+                (None, None) => "unknown, not fetched",
             };
             vec![
-                format!("  {}", role.map_or("-", |role| role.as_str())),
+                format!("  {}", known.map_or("-", LayerRole::as_str)),
                 HumanBytes(layer.size).to_string(),
                 short(&layer.digest),
                 use_of_it.to_owned(),
@@ -245,24 +258,32 @@ pub(super) fn inspection(reference: &str, inspection: &Inspection, store: &Store
     );
     for manifest in &inspection.manifests {
         let entry = &manifest.entry;
-        let platform = entry
-            .platform
-            .as_ref()
-            .map_or_else(|| "no platform".to_owned(), ToString::to_string);
+        let content = manifest.content.as_ref();
+        let architecture = content
+            .ok()
+            .and_then(|content| content.architecture.as_ref());
+        let platform = match (&entry.platform, architecture) {
+            (Some(platform), _) => platform.to_string(),
+            (None, None) => "no platform".to_owned(),
+            (None, Some((word, signal))) => format!("{word} (by {})", signal.as_str()),
+        };
         text.push_str(&format!("\n{} {platform}", entry.descriptor.digest));
-        match &manifest.content {
+        if let Ok(Some((variant, signal))) = content.map(|content| content.variant) {
+            text.push_str(&format!(", {variant} (by {})", signal.as_str()));
+        }
+        if let Some(index) = &manifest.within {
+            text.push_str(&format!(", in index {index}"));
+        }
+        match content {
             Err(reason) => text.push_str(&format!(": {reason}\n")),
             Ok(content) => {
-                if let Some((variant, signal)) = content.variant {
-                    text.push_str(&format!(", {variant} (by {})", signal.as_str()));
-                }
                 text.push('\n');
                 let layers: Vec<Vec<String>> = content
                     .manifest
                     .layers
                     .iter()
                     .map(|layer| {
-                        let role = crate::image::role::of_media_type(&layer.media_type);
+                        let role = role::of_media_type(&layer.media_type);
                         let stored = if store.seems_to_have(layer) {
                             "in the store"
                         } else {

@@ -23,6 +23,15 @@ pub struct ImageConfig {
     pub architecture: Option<Architecture>,
 }
 
+/// What comes after a config's JSON.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// Nothing but white space.
+    Nothing,
+    /// Text that was not read.
+    Skipped,
+}
+
 /// A config blob that is not JSON.
 #[derive(Debug, Error)]
 #[error("config {digest} is not a JSON object of the known form")]
@@ -35,14 +44,21 @@ pub struct ConfigError {
 }
 
 impl ImageConfig {
-    /// Parses the first JSON value of `bytes`, the content of blob `digest`.
-    pub fn parse(bytes: &[u8], digest: Digest) -> Result<Self, ConfigError> {
-        serde_json::Deserializer::from_slice(bytes)
-            .into_iter()
+    /// Parses the first JSON value of `bytes`, the content of blob `digest`, and tells whether
+    /// there is anything after it.
+    pub fn parse(bytes: &[u8], digest: Digest) -> Result<(Self, Rest), ConfigError> {
+        let mut values = serde_json::Deserializer::from_slice(bytes).into_iter();
+        let Object(config) = values
             .next()
             .unwrap_or_else(|| Ok(Object(Self::default())))
-            .map(|Object(config)| config)
-            .map_err(|source| ConfigError { digest, source })
+            .map_err(|source| ConfigError { digest, source })?;
+        let rest = bytes.get(values.byte_offset()..).unwrap_or_default();
+        let rest = if rest.trim_ascii().is_empty() {
+            Rest::Nothing
+        } else {
+            Rest::Skipped
+        };
+        Ok((config, rest))
     }
 }
 
@@ -51,8 +67,13 @@ mod tests {
     use super::*;
 
     fn command_line(json: &str) -> Option<String> {
+        read(json).0
+    }
+
+    fn read(json: &str) -> (Option<String>, Rest) {
         let config = ImageConfig::parse(json.as_bytes(), Digest::of(json.as_bytes()));
-        config.unwrap().command_line
+        let (config, rest) = config.unwrap();
+        (config.command_line, rest)
     }
 
     #[test]
@@ -61,8 +82,10 @@ mod tests {
         assert_eq!(command_line(""), None);
         let escaped = r#"{"commandLine":"a=1\u0026b quiet\n"}"#;
         assert_eq!(command_line(escaped).as_deref(), Some("a=1&b quiet\n"));
+        assert_eq!(read("{}\n "), (None, Rest::Nothing));
         let trailing = r#"{"commandLine": "", "os-release": "1592.3"}, "arch": "amd64""#;
-        assert_eq!(command_line(trailing).as_deref(), Some(""));
+        assert_eq!(read(trailing), (Some(String::new()), Rest::Skipped));
+        assert_eq!(read("{}x"), (None, Rest::Skipped));
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //!
 //! The index alone does not tell (the specification's own example has two entries of one platform
 //! and no word about their variants), so whoever fetches reads the manifest of every entry that
-//! [`may_fit`] and gives them all to [`select`].
-
-use std::fmt;
+//! [`may_fit`], those of indexes within the index too, and gives them all to [`select`].
 
 use thiserror::Error;
 
-use crate::image::{Image, ImageError, Roles, Variant, VariantSignal};
+use crate::image::offer::{Dropped, Offer, inner};
+use crate::image::{
+    ArchitectureSignal, Image, ImageError, Roles, Variant, VariantSignal, architecture, variant,
+};
 use crate::oci::manifest::IndexEntry;
 use crate::oci::{Architecture, Digest, Manifest, Printable, Reference};
 
@@ -17,10 +18,15 @@ use crate::oci::{Architecture, Digest, Manifest, Printable, Reference};
 pub struct Candidate {
     /// Digest of the manifest.
     pub digest: Digest,
-    /// The index entry that led to it; none if the reference names the manifest itself.
+    /// The index entry that led to it, with what it inherits from the entries above; none if the
+    /// reference names the manifest itself.
     pub entry: Option<IndexEntry>,
+    /// The indexes on the way to it, the one that the reference names first.
+    pub indexes: Vec<Digest>,
     /// The manifest.
     pub manifest: Manifest,
+    /// What its config says of its architecture, where no document does and the config was read.
+    pub config_architecture: Option<Architecture>,
 }
 
 /// What to look for.
@@ -37,30 +43,12 @@ pub struct Wanted {
 pub struct Selected {
     /// The image.
     pub image: Image,
+    /// The inner indexes on the way from the image's index to its manifest, the outer one first.
+    pub through: Vec<Digest>,
+    /// Why this manifest is the one.
+    pub reason: String,
     /// What else was considered, each with the reason why it was not taken.
     pub dropped: Vec<Dropped>,
-}
-
-/// An index entry or manifest that was not taken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dropped {
-    /// Digest of the manifest.
-    pub digest: Digest,
-    /// What it offers.
-    pub offer: Offer,
-    /// Why it was not taken.
-    pub reason: String,
-}
-
-/// What a manifest offers, as far as it was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Offer {
-    /// Operating system and architecture as the index says them.
-    pub platform: String,
-    /// Its variant and who says so; none where nothing does, or where it was not read.
-    pub variant: Option<(Variant, VariantSignal)>,
-    /// The roles of its layers, joined by commas; empty where it was not read.
-    pub roles: String,
 }
 
 /// Why no single manifest is meant.
@@ -94,105 +82,88 @@ pub enum SelectError {
 /// Tells whether `entry` could be for `architecture`, so that its manifest is worth reading.
 ///
 /// Errors with the reason if it can not be.
-pub fn may_fit(entry: &IndexEntry, architecture: &Architecture) -> Result<(), Dropped> {
-    let reason = match &entry.platform {
-        None => return Ok(()),
-        Some(platform) if !platform.is_bootable_os() => "not for linux".to_owned(),
+pub fn may_fit(entry: &IndexEntry, architecture: &Architecture) -> Result<(), String> {
+    match &entry.platform {
+        Some(platform) if !platform.is_bootable_os() => return Err("not for linux".to_owned()),
         Some(platform) if platform.architecture != *architecture => {
-            format!("for {}, not {architecture}", platform.architecture)
+            return Err(format!("for {}, not {architecture}", platform.architecture));
         }
-        Some(_) => return Ok(()),
-    };
-    Err(Dropped::unread(entry, reason))
-}
-
-impl Dropped {
-    /// An index entry whose manifest was not, or could not be, read.
-    #[must_use]
-    pub fn unread(entry: &IndexEntry, reason: String) -> Self {
-        Self {
-            digest: entry.descriptor.digest,
-            offer: Offer {
-                platform: platform_word(Some(entry)),
-                variant: None,
-                roles: String::new(),
-            },
-            reason,
-        }
+        _ => {}
+    }
+    match variant::foreign_flavour(None, Some(&entry.descriptor)) {
+        Some(flavour) => Err(made_for(flavour)),
+        None => Ok(()),
     }
 }
 
-fn platform_word(entry: Option<&IndexEntry>) -> String {
-    entry
-        .and_then(|entry| entry.platform.as_ref())
-        .map_or_else(|| "no platform".to_owned(), ToString::to_string)
+fn made_for(flavour: &str) -> String {
+    format!("made for {} by its cname", Printable(flavour))
 }
 
 /// Chooses the one manifest that is meant.
 ///
 /// `candidates` are the manifests of all entries that [`may_fit`]; `passed` are the others.
-/// Source: IronCore OCI image specification, with the field's signals (see [`Variant::of`]).
+/// Source: IronCore OCI image specification, with the field's signals (see [`Variant::of`] and
+/// [`architecture::of_manifest`]).
 pub fn select(
     reference: &Reference,
-    index_digest: Option<Digest>,
     candidates: Vec<Candidate>,
     passed: Vec<Dropped>,
     wanted: &Wanted,
 ) -> Result<Selected, SelectError> {
     let mut dropped = passed;
-    let mut fitting: Vec<Image> = Vec::new();
     let mut broken: Option<ImageError> = None;
-    // The tag names one variant; it says nothing of the entries of an index that has several.
-    let tag = reference.tag().filter(|_| candidates.len() == 1);
+    let mut fitting: Vec<Read> = Vec::new();
     for candidate in candidates {
-        if fitting
-            .iter()
-            .any(|image| image.manifest_digest == candidate.digest)
-        {
+        let digest = candidate.digest;
+        if fitting.iter().any(|read| read.candidate.digest == digest) {
             continue;
         }
-        let platform = platform_word(candidate.entry.as_ref());
-        let digest = candidate.digest;
-        match read(reference, index_digest, tag, candidate) {
+        match Roles::of(&candidate.manifest, digest) {
+            Ok(roles) => {
+                let read = Read::of(candidate, roles);
+                match read.misfit(wanted) {
+                    Some(reason) => dropped.push(read.not_taken(reason)),
+                    None => fitting.push(read),
+                }
+            }
             Err(error) => {
-                dropped.push(Dropped {
-                    digest,
-                    offer: Offer {
-                        platform,
-                        variant: None,
-                        roles: String::new(),
-                    },
-                    reason: error.to_string(),
-                });
+                let read = Read::of(candidate, Roles::default());
+                dropped.push(read.not_taken(error.to_string()));
                 broken = broken.or(Some(error));
             }
-            Ok(image) => match misfit(&image, wanted) {
-                Some(reason) => dropped.push(drop_image(&image, platform, reason)),
-                None => fitting.push(image),
-            },
         }
     }
-    // Who says nothing about its variant qualifies, but yields to one that says the right thing.
-    if fitting.iter().any(|image| image.variant.is_some()) {
-        let (said, silent): (Vec<_>, Vec<_>) = fitting
-            .into_iter()
-            .partition(|image| image.variant.is_some());
-        fitting = said;
-        for image in &silent {
-            let reason = "says no variant where another one does".to_owned();
-            dropped.push(drop_image(image, image_platform(image), reason));
+    // A name tells something of one manifest, and nothing where there are several.
+    if let [only] = fitting.as_mut_slice() {
+        only.ask_name(reference);
+        if let Some(reason) = only.misfit(wanted) {
+            dropped.extend(fitting.pop().map(|read| read.not_taken(reason)));
         }
+    }
+    // Who says nothing qualifies, but yields to one that says the right thing.
+    let said: Vec<(bool, bool)> = fitting.iter().map(Read::says).collect();
+    let (fitting, yielding): (Vec<_>, Vec<_>) = fitting
+        .into_iter()
+        .partition(|read| !said.iter().any(|other| read.says_less_than(*other)));
+    for read in yielding {
+        let reason = match read.says() {
+            (false, false) => "says no architecture and no variant where another one does",
+            (false, true) => "says no architecture where another one does",
+            _ => "says no variant where another one does",
+        };
+        dropped.push(read.not_taken(reason.to_owned()));
     }
     let mut fitting = fitting.into_iter();
     match (fitting.next(), fitting.next()) {
-        (Some(image), None) => Ok(Selected { image, dropped }),
+        (Some(read), None) => Ok(read.selected(reference, wanted, dropped)),
         (Some(first), Some(second)) => Err(SelectError::Ambiguous {
             reference: reference.clone(),
             wanted: wanted.clone(),
             offers: [first, second]
                 .into_iter()
                 .chain(fitting)
-                .map(|image| drop_image(&image, image_platform(&image), "fits".to_owned()))
+                .map(|read| read.not_taken("fits".to_owned()))
                 .collect(),
         }),
         (None, _) => match (broken, dropped.len()) {
@@ -206,110 +177,140 @@ pub fn select(
     }
 }
 
-/// Reads what a candidate says of itself.
-fn read(
-    reference: &Reference,
-    index_digest: Option<Digest>,
-    tag: Option<&str>,
+/// A candidate and what it says of itself.
+struct Read {
     candidate: Candidate,
-) -> Result<Image, ImageError> {
-    let roles = Roles::of(&candidate.manifest, candidate.digest)?;
-    let entry = candidate.entry.as_ref();
-    let entry = entry.map(|entry| &entry.descriptor);
-    let variant = Variant::of(&candidate.manifest, entry, &roles, tag);
-    Ok(Image {
-        reference: reference.clone(),
-        index_digest,
-        manifest_digest: candidate.digest,
-        architecture: architecture(reference, &candidate),
-        manifest: candidate.manifest,
-        variant,
-        roles,
-    })
+    roles: Roles,
+    architecture: Option<(Architecture, ArchitectureSignal)>,
+    variant: Option<(Variant, VariantSignal)>,
 }
 
-/// The architecture by the strongest word there is: platform, annotations, then the names.
-fn architecture(reference: &Reference, candidate: &Candidate) -> Option<Architecture> {
-    let entry = candidate.entry.as_ref();
-    let annotation = |annotations: &std::collections::BTreeMap<String, String>| {
-        annotations
-            .get("architecture")
-            .or_else(|| annotations.get("org.opencontainers.image.architecture"))
-            .cloned()
-            .map(Architecture::from)
-    };
-    entry
-        .and_then(|entry| entry.platform.as_ref())
-        .map(|platform| platform.architecture.clone())
-        .or_else(|| annotation(&candidate.manifest.annotations))
-        .or_else(|| annotation(&entry?.descriptor.annotations))
-        .or_else(|| match entry {
-            Some(_) => None,
-            None => of_name(reference.tag()?).or_else(|| of_name(&reference.repository())),
-        })
-}
-
-/// The architecture at the end of a tag or repository name.
-fn of_name(name: &str) -> Option<Architecture> {
-    let word = name.rsplit(['-', '_', '/']).next()?;
-    match Architecture::from(word.to_owned()) {
-        Architecture::Other(_) => None,
-        known => Some(known),
-    }
-}
-
-/// Says why `image` is not what is wanted.
-fn misfit(image: &Image, wanted: &Wanted) -> Option<String> {
-    let annotated = image.manifest.annotations.get("architecture");
-    if let Some(word) = annotated
-        && image.architecture != Some(Architecture::from(word.clone()))
-    {
-        return Some(format!(
-            "its annotation says architecture {}, its index entry another",
-            Printable(word)
-        ));
-    }
-    match (&image.architecture, image.variant) {
-        (Some(architecture), _) if *architecture != wanted.architecture => {
-            Some(format!("for {architecture}, not {}", wanted.architecture))
+impl Read {
+    fn of(candidate: Candidate, roles: Roles) -> Self {
+        let entry = candidate.entry.as_ref();
+        let architecture = architecture::of_manifest(
+            &candidate.manifest,
+            entry,
+            candidate.config_architecture.as_ref(),
+        );
+        let descriptor = entry.map(|entry| &entry.descriptor);
+        let variant = Variant::of(&candidate.manifest, descriptor, &roles, None);
+        Self {
+            candidate,
+            roles,
+            architecture,
+            variant,
         }
-        (_, Some((variant, signal))) if variant != wanted.variant => {
-            Some(format!("{variant} by its {}", signal.as_str()))
-        }
-        _ => None,
     }
-}
 
-fn image_platform(image: &Image) -> String {
-    image
-        .architecture
-        .as_ref()
-        .map_or_else(|| "no platform".to_owned(), |a| format!("linux/{a}"))
-}
-
-fn drop_image(image: &Image, platform: String, reason: String) -> Dropped {
-    let roles: Vec<&str> = image.roles.iter().map(|(role, _)| role.as_str()).collect();
-    Dropped {
-        digest: image.manifest_digest,
-        offer: Offer {
-            platform,
-            variant: image.variant,
-            roles: roles.join(","),
-        },
-        reason,
+    /// Takes from the reference's name what nothing else has said.
+    fn ask_name(&mut self, reference: &Reference) {
+        if self.architecture.is_none() {
+            self.architecture = architecture::of_name(reference);
+        }
+        let entry = self.candidate.entry.as_ref();
+        let descriptor = entry.map(|entry| &entry.descriptor);
+        let manifest = &self.candidate.manifest;
+        self.variant = Variant::of(manifest, descriptor, &self.roles, reference.tag());
     }
-}
 
-impl fmt::Display for Dropped {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.digest, self.offer.platform)?;
-        if let Some((variant, signal)) = self.offer.variant {
-            write!(f, ", {variant} (by {})", signal.as_str())?;
+    /// Whether it says its architecture, and its variant.
+    fn says(&self) -> (bool, bool) {
+        (self.architecture.is_some(), self.variant.is_some())
+    }
+
+    fn says_less_than(&self, other: (bool, bool)) -> bool {
+        let (architecture, variant) = self.says();
+        (architecture, variant) != other && architecture <= other.0 && variant <= other.1
+    }
+
+    /// Says why it is not what is wanted.
+    fn misfit(&self, wanted: &Wanted) -> Option<String> {
+        let Candidate {
+            entry, manifest, ..
+        } = &self.candidate;
+        if let Some(entry) = entry
+            && let Some(flavour) = variant::foreign_flavour(Some(manifest), Some(&entry.descriptor))
+        {
+            return Some(made_for(flavour));
         }
-        if !self.offer.roles.is_empty() {
-            write!(f, ", {}", self.offer.roles)?;
+        if let Some(says) = architecture::annotated(&manifest.annotations)
+            && let Some((decided, _)) = &self.architecture
+            && says != *decided
+        {
+            return Some(format!(
+                "for {says} by its annotation, for {decided} by its platform"
+            ));
         }
-        write!(f, ": {}", self.reason)
+        match (&self.architecture, self.variant) {
+            (Some((architecture, signal)), _) if *architecture != wanted.architecture => {
+                let by = match signal {
+                    ArchitectureSignal::Platform => String::new(),
+                    signal => format!(" by its {}", signal.as_str()),
+                };
+                Some(format!(
+                    "for {architecture}{by}, not {}",
+                    wanted.architecture
+                ))
+            }
+            (_, Some((variant, signal))) if variant != wanted.variant => {
+                Some(format!("{variant} by its {}", signal.as_str()))
+            }
+            _ => None,
+        }
+    }
+
+    fn not_taken(self, reason: String) -> Dropped {
+        let entry = self.candidate.entry.as_ref();
+        let platform = entry.and_then(|entry| entry.platform.as_ref());
+        let descriptor = entry.map(|entry| &entry.descriptor);
+        let cname = variant::cname(Some(&self.candidate.manifest), descriptor);
+        Dropped {
+            digest: self.candidate.digest,
+            within: inner(&self.candidate.indexes),
+            offer: Offer {
+                platform: platform.map(ToString::to_string),
+                architecture: self.architecture,
+                variant: self.variant,
+                roles: self.roles.iter().map(|(role, _)| role).collect(),
+                cname: cname.map(str::to_owned),
+            },
+            reason,
+        }
+    }
+
+    fn selected(self, reference: &Reference, wanted: &Wanted, dropped: Vec<Dropped>) -> Selected {
+        let Candidate {
+            digest,
+            entry,
+            indexes,
+            manifest,
+            config_architecture: _,
+        } = self.candidate;
+        let reason = match (entry, dropped.len()) {
+            (None, _) => "the reference names it".to_owned(),
+            (Some(_), 0) => "the only entry of its index".to_owned(),
+            (Some(_), others) => format!(
+                "the one of {} entries for {} on linux/{}",
+                others + 1,
+                wanted.variant,
+                wanted.architecture
+            ),
+        };
+        Selected {
+            through: indexes.get(1..).unwrap_or_default().to_vec(),
+            reason,
+            dropped,
+            image: Image {
+                reference: reference.clone(),
+                index_digest: indexes.first().copied(),
+                manifest_digest: digest,
+                architecture: self.architecture,
+                variant: self.variant,
+                manifest,
+                roles: self.roles,
+            },
+        }
     }
 }
 
@@ -334,6 +335,8 @@ mod tests {
                     architecture: arch.to_owned().into(),
                 }),
             }),
+            indexes: vec![Digest::of(b"index")],
+            config_architecture: None,
             manifest: Manifest {
                 config: Descriptor::of("c", b"{}"),
                 layers: layers
@@ -354,7 +357,7 @@ mod tests {
             variant: Variant::Virtualization,
         };
         let reference = reference.parse().unwrap();
-        select(&reference, None, candidates, Vec::new(), &wanted)
+        select(&reference, candidates, Vec::new(), &wanted)
             .map(|selected| selected.image.manifest_digest)
     }
 
@@ -425,6 +428,81 @@ mod tests {
             let error = chosen(other, vec![plain()]);
             assert!(matches!(error, Err(SelectError::NoMatch { .. })), "{other}");
         }
+    }
+
+    #[test]
+    fn who_says_less_yields_to_who_says_more_and_not_to_who_says_another_thing() {
+        let list = |names: &[(&str, Option<&str>, &str)]| {
+            names
+                .iter()
+                .map(|(name, arch, variant)| candidate(name, *arch, variant, NO_DISK))
+                .collect()
+        };
+        let both = ("both", Some("amd64"), "kvm");
+        let (platform, variant) = (("platform", Some("amd64"), ""), ("variant", None, "kvm"));
+        let nothing = ("nothing", None, "");
+        for (says_less, says_more) in [
+            (nothing, platform),
+            (nothing, variant),
+            (platform, both),
+            (variant, both),
+        ] {
+            let more = Digest::of(says_more.0.as_bytes());
+            assert_eq!(
+                chosen("r.io/a:1", list(&[says_less, says_more])).unwrap(),
+                more
+            );
+            assert_eq!(
+                chosen("r.io/a:1", list(&[says_more, says_less])).unwrap(),
+                more
+            );
+        }
+        assert!(matches!(
+            chosen("r.io/a:1", list(&[platform, nothing, variant])),
+            Err(SelectError::Ambiguous { offers, .. }) if offers.len() == 2
+        ));
+    }
+
+    #[test]
+    fn a_name_says_nothing_of_two_manifests() {
+        let two = || {
+            vec![
+                candidate("a", None, "", NO_DISK),
+                candidate("b", None, "", NO_DISK),
+            ]
+        };
+        for reference in ["r.io/a:1", "r.io/a:1-metal-arm64", "r.io/a-arm64:1"] {
+            assert!(matches!(
+                chosen(reference, two()),
+                Err(SelectError::Ambiguous { .. })
+            ));
+        }
+        // Of two of which one is for another machine, it is the other one's name.
+        let list = vec![
+            candidate("a", Some("arm64"), "", NO_DISK),
+            candidate("b", None, "", NO_DISK),
+        ];
+        assert!(chosen("r.io/a:1-amd64", list.clone()).is_ok());
+        assert!(matches!(
+            chosen("r.io/a:1-metal", list),
+            Err(SelectError::NoMatch { .. })
+        ));
+    }
+
+    #[test]
+    fn a_flavour_for_other_machines_is_taken_only_where_it_is_named_itself() {
+        let aws = |entry: bool| {
+            let mut aws = candidate("aws", Some("amd64"), "", DISK);
+            let annotations = &mut aws.manifest.annotations;
+            annotations.insert("cname".to_owned(), "aws-gardener_prod-amd64".to_owned());
+            aws.entry = aws.entry.filter(|_| entry);
+            vec![aws]
+        };
+        let Err(SelectError::NoMatch { offers, .. }) = chosen("r.io/a:1", aws(true)) else {
+            panic!("an image for aws was taken from an index");
+        };
+        assert_eq!(offers[0].reason, "made for aws by its cname");
+        assert!(chosen("r.io/a:1-aws-amd64", aws(false)).is_ok());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! IronCore's variants and the signals by which one is told.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -51,7 +52,8 @@ impl Variant {
 
     /// Reads one manifest's variant from its strongest signal.
     ///
-    /// An annotation with a word that is no variant is no signal.
+    /// An annotation with a word that is no variant is no signal, and neither is a `cname` of
+    /// another flavour; see [`foreign_flavour`] for those.
     #[must_use]
     pub fn of(
         manifest: &Manifest,
@@ -59,18 +61,14 @@ impl Variant {
         roles: &Roles,
         tag: Option<&str>,
     ) -> Option<(Self, VariantSignal)> {
-        let entry_annotation = |key| entry.and_then(|entry| entry.annotations.get(key));
-        let word = |word: Option<&String>| word.and_then(|word| word.parse().ok());
-        let cname = manifest.annotations.get("cname");
-        word(manifest.annotations.get("variant"))
-            .map(|variant| (variant, VariantSignal::ManifestAnnotation))
+        let annotated = |signal| move |variant| (variant, signal);
+        of_annotation(&manifest.annotations)
+            .map(annotated(VariantSignal::ManifestAnnotation))
             .or_else(|| {
-                word(entry_annotation("variant"))
-                    .map(|variant| (variant, VariantSignal::IndexAnnotation))
+                of_annotation(&entry?.annotations).map(annotated(VariantSignal::IndexAnnotation))
             })
             .or_else(|| {
-                let cname = cname.or_else(|| entry_annotation("cname"))?;
-                let flavour = cname.split(['-', '_']).next()?;
+                let flavour = flavour(cname(Some(manifest), entry)?);
                 Some((flavour.parse().ok()?, VariantSignal::Cname))
             })
             .or_else(|| {
@@ -80,6 +78,44 @@ impl Variant {
             })
             .or_else(|| of_tag(tag?).map(|variant| (variant, VariantSignal::Tag)))
     }
+}
+
+/// The flavour that a `cname` begins with, if it is for neither variant: Garden Linux lists its
+/// images for `aws`, `container` and others beside those for VMs and servers. `manifest` is none
+/// where it was not read.
+///
+/// An annotation `variant` is stronger than the name.
+#[must_use]
+pub fn foreign_flavour<'a>(
+    manifest: Option<&'a Manifest>,
+    entry: Option<&'a Descriptor>,
+) -> Option<&'a str> {
+    let own = manifest.map(|manifest| &manifest.annotations);
+    let on_entry = entry.map(|entry| &entry.annotations);
+    let mut annotations = own.into_iter().chain(on_entry);
+    let flavour = flavour(cname(manifest, entry)?);
+    let is_foreign = !flavour.is_empty() && flavour.parse::<Variant>().is_err();
+    (is_foreign && annotations.all(|annotations| of_annotation(annotations).is_none()))
+        .then_some(flavour)
+}
+
+/// Garden Linux's name of a build, such as `kvm-gardener_prod-amd64`: the manifest's own, else its
+/// entry's.
+#[must_use]
+pub fn cname<'a>(manifest: Option<&'a Manifest>, entry: Option<&'a Descriptor>) -> Option<&'a str> {
+    manifest
+        .and_then(|manifest| manifest.annotations.get("cname"))
+        .or_else(|| entry?.annotations.get("cname"))
+        .map(String::as_str)
+}
+
+/// The first word of a `cname`.
+fn flavour(cname: &str) -> &str {
+    cname.split(['-', '_']).next().unwrap_or_default()
+}
+
+fn of_annotation(annotations: &BTreeMap<String, String>) -> Option<Variant> {
+    annotations.get("variant")?.parse().ok()
 }
 
 /// The variant at the end of a tag, before the architecture if that is there: `1.2-kvm-amd64`.
@@ -128,7 +164,6 @@ impl fmt::Display for Variant {
 mod tests {
     use super::*;
     use crate::oci::Digest;
-    use std::collections::BTreeMap;
 
     fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
         pairs
@@ -193,5 +228,28 @@ mod tests {
         check(&[], &[], "kernel", "1-metal-amd64", Some((Metal, Tag)));
         check(&[], &[], "kernel", "metal-works", None);
         check(&[], &[], "kernel", "1", None);
+    }
+
+    #[test]
+    fn flavours_for_other_machines_are_told() {
+        let check = |own: &[(&str, &str)], on_entry: &[(&str, &str)], expected: Option<&str>| {
+            let manifest = Manifest {
+                config: Descriptor::of("c", b"{}"),
+                layers: Vec::new(),
+                annotations: annotations(own),
+            };
+            let mut entry = Descriptor::of("m", b"m");
+            entry.annotations = annotations(on_entry);
+            assert_eq!(foreign_flavour(Some(&manifest), Some(&entry)), expected);
+        };
+        let named = |cname| [("cname", cname)];
+        check(&[], &named("aws-gardener_prod-amd64"), Some("aws"));
+        check(&named("container_sysext"), &named("kvm"), Some("container"));
+        for ours in ["kvm_dev-amd64", "metal-capi", "baremetal_pxe-arm64", ""] {
+            check(&[], &named(ours), None);
+        }
+        check(&[("variant", "kvm")], &named("aws-amd64"), None);
+        check(&[], &[("variant", "metal"), ("cname", "aws-amd64")], None);
+        check(&[], &[], None);
     }
 }

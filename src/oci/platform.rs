@@ -68,7 +68,7 @@ impl fmt::Display for Architecture {
 /// means something else, and nothing here decides by it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Platform {
-    /// `linux`, or `gardenlinux` on Garden Linux's own entries.
+    /// `linux`, or `gardenlinux` on Garden Linux's own entries; empty where the entry has none.
     pub os: String,
     /// CPU architecture.
     pub architecture: Architecture,
@@ -78,24 +78,23 @@ impl Platform {
     /// Tells whether a VM could run it at all: buildkit's attestations are `unknown/unknown`.
     #[must_use]
     pub fn is_bootable_os(&self) -> bool {
-        matches!(self.os.as_str(), "linux" | "gardenlinux")
+        matches!(self.os.as_str(), "" | "linux" | "gardenlinux")
     }
 }
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{}/{}",
-            crate::oci::Printable(&self.os),
-            self.architecture
-        )
+        let Self { os, architecture } = self;
+        if !os.is_empty() {
+            write!(f, "{}/", crate::oci::Printable(os))?;
+        }
+        write!(f, "{architecture}")
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::Architecture;
+    use super::{Architecture, Platform};
 
     #[test]
     fn machine_names_are_read_as_oci_words() {
@@ -107,6 +106,24 @@ mod tests {
             ("riscv64", Architecture::Other("riscv64".to_owned())),
         ] {
             assert_eq!(word.parse(), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn a_platform_boots_unless_it_says_another_system() {
+        for (os, shown, boots) in [
+            ("linux", "linux/amd64", true),
+            ("gardenlinux", "gardenlinux/amd64", true),
+            ("", "amd64", true),
+            ("unknown", "unknown/amd64", false),
+            ("windows", "windows/amd64", false),
+        ] {
+            let platform = Platform {
+                os: os.to_owned(),
+                architecture: Architecture::Amd64,
+            };
+            assert_eq!(platform.to_string(), shown);
+            assert_eq!(platform.is_bootable_os(), boots, "{os}");
         }
     }
 }

@@ -2,12 +2,16 @@
 
 use std::collections::BTreeSet;
 
-use crate::image::{ImageError, Roles, Variant, VariantSignal};
+use crate::image::{ArchitectureSignal, ImageError, Roles, Variant, VariantSignal, architecture};
 use crate::oci::manifest::IndexEntry;
 use crate::oci::reference::LayoutEntry;
-use crate::oci::{Descriptor, Digest, Document, LayoutReference, Manifest, Reference, manifest};
+use crate::oci::{
+    Architecture, Descriptor, Digest, Document, LayoutReference, Manifest, Reference,
+};
+use crate::ops::resolve::describe;
+use crate::ops::tree::{self, Found, Node};
 use crate::ops::{Context, OpsError, blocking};
-use crate::source::{self, Source, Wanted};
+use crate::source::{self, Wanted};
 use crate::store::StoredReference;
 
 /// An image of the store and the space that it takes.
@@ -26,14 +30,17 @@ pub struct Inspection {
     pub top: Descriptor,
     /// Whether it was read from the store rather than from where it is published.
     pub from_store: bool,
-    /// Its manifests.
+    /// Its manifests, those of indexes within its index too, and the entries that lead to none.
     pub manifests: Vec<InspectedManifest>,
 }
 
 /// One manifest of an image.
 #[derive(Debug)]
 pub struct InspectedManifest {
-    /// Its index entry, or its own descriptor where there is no index.
+    /// The inner index that lists it; none where it stands in the image's own index.
+    pub within: Option<Digest>,
+    /// Its index entry with what it inherits from the entries above, or its own descriptor where
+    /// there is no index.
     pub entry: IndexEntry,
     /// What was found; the reason where it could not be read.
     pub content: Result<ManifestContent, String>,
@@ -44,6 +51,8 @@ pub struct InspectedManifest {
 pub struct ManifestContent {
     /// The manifest.
     pub manifest: Manifest,
+    /// Its architecture and who says so; its config is not asked.
+    pub architecture: Option<(Architecture, ArchitectureSignal)>,
     /// Its variant and who says so.
     pub variant: Option<(Variant, VariantSignal)>,
     /// Its layers' roles, or why they have none.
@@ -58,10 +67,8 @@ pub fn list(context: &Context<'_>) -> Result<Vec<ListedImage>, OpsError> {
         .map(|stored| {
             let mut seen = BTreeSet::new();
             let size_bytes = stored
-                .images
-                .iter()
-                .flat_map(|image| std::iter::once(&image.manifest).chain(&image.blobs))
-                .chain([&stored.top])
+                .documents()
+                .chain(stored.images.iter().flat_map(|image| &image.blobs))
                 .filter(|blob| seen.insert(blob.digest))
                 .map(|blob| blob.size)
                 .sum();
@@ -84,33 +91,46 @@ pub async fn inspect(context: &Context<'_>, reference: &Reference) -> Result<Ins
         None => source::open(reference, &context.sources)?,
     };
     let raw = source.document(Wanted::Reference).await?;
-    let media_type = raw.media_type.as_deref();
-    let document = Document::parse(&raw.bytes, raw.digest, media_type)?;
-    let of_shape = match document {
-        Document::Index(_) => manifest::OCI_INDEX,
-        Document::Manifest(_) => manifest::OCI_MANIFEST,
-    };
-    let top = Descriptor::of(media_type.unwrap_or(of_shape), &raw.bytes);
-    let manifests = match document {
+    let document = Document::parse(&raw.bytes, raw.digest, raw.media_type.as_deref())?;
+    let top = describe(&raw, &document);
+    let mut manifests = Vec::new();
+    match document {
         Document::Manifest(manifest) => {
             let entry = IndexEntry {
                 descriptor: top.clone(),
                 platform: None,
             };
-            let content = Ok(content(manifest, &entry, reference.tag()));
-            vec![InspectedManifest { entry, content }]
+            let content = Ok(content(manifest, &entry, Some(reference)));
+            manifests.push(InspectedManifest {
+                within: None,
+                entry,
+                content,
+            });
         }
         Document::Index(index) => {
-            let tag = reference.tag().filter(|_| index.entries.len() == 1);
-            let mut manifests = Vec::new();
-            for entry in index.entries {
-                let manifest = read(&*source, &entry).await?;
-                let content = manifest.map(|manifest| content(manifest, &entry, tag));
-                manifests.push(InspectedManifest { entry, content });
+            let nodes = tree::walk(context, &*source, top.digest, &index, |_| Ok(())).await?;
+            let is_manifest = |node: &&Node| matches!(node.found, Found::Manifest(..));
+            let name = Some(reference).filter(|_| nodes.iter().filter(is_manifest).count() == 1);
+            for Node { place, found } in nodes {
+                let entry = place.entry;
+                let content = match found {
+                    Found::Manifest(_, manifest) => Ok(content(manifest, &entry, name)),
+                    // What it lists is told instead.
+                    Found::Index(_) => continue,
+                    Found::PassedOver(reason) => Err(reason),
+                    Found::Broken(OpsError::Source(error)) if error.is_not_found() => {
+                        Err("not here".to_owned())
+                    }
+                    Found::Broken(error) => Err(error.to_string()),
+                };
+                manifests.push(InspectedManifest {
+                    within: place.indexes.get(1..).and_then(<[_]>::last).copied(),
+                    entry,
+                    content,
+                });
             }
-            manifests
         }
-    };
+    }
     Ok(Inspection {
         top,
         from_store: stored.is_some(),
@@ -118,31 +138,19 @@ pub async fn inspect(context: &Context<'_>, reference: &Reference) -> Result<Ins
     })
 }
 
-async fn read(
-    source: &dyn Source,
-    entry: &IndexEntry,
-) -> Result<Result<Manifest, String>, OpsError> {
-    let raw = match source.document(Wanted::Entry(&entry.descriptor)).await {
-        Ok(raw) => raw,
-        Err(error) if error.is_not_found() => return Ok(Err("not here".to_owned())),
-        Err(error) => return Err(error.into()),
-    };
-    Ok(match Document::parse(&raw.bytes, raw.digest, None) {
-        Ok(Document::Manifest(manifest)) => Ok(manifest),
-        Ok(Document::Index(_)) => Err("an index within the index".to_owned()),
-        Err(error) => Err(error.to_string()),
-    })
-}
-
-/// Reads what a manifest says; `tag` where it may say something of this very manifest.
-fn content(manifest: Manifest, entry: &IndexEntry, tag: Option<&str>) -> ManifestContent {
+/// Reads what a manifest says; `name` where it may say something of this very manifest.
+fn content(manifest: Manifest, entry: &IndexEntry, name: Option<&Reference>) -> ManifestContent {
     let roles = Roles::of(&manifest, entry.descriptor.digest);
+    let architecture = architecture::of_manifest(&manifest, Some(entry), None)
+        .or_else(|| architecture::of_name(name?));
+    let tag = name.and_then(Reference::tag);
     let variant = roles
         .as_ref()
         .ok()
         .and_then(|roles| Variant::of(&manifest, Some(&entry.descriptor), roles, tag));
     ManifestContent {
         manifest,
+        architecture,
         variant,
         roles,
     }

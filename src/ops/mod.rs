@@ -13,6 +13,7 @@ pub mod pull;
 pub mod push;
 pub mod resolve;
 pub mod run;
+mod tree;
 
 use std::path::PathBuf;
 
@@ -27,7 +28,7 @@ use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::image::config::ConfigError;
 use crate::image::{ImageError, SelectError};
 use crate::instance::{InstanceError, Instances};
-use crate::oci::DocumentError;
+use crate::oci::{Digest, DocumentError};
 use crate::source::{SourceError, SourceOptions};
 use crate::stage::StageError;
 use crate::store::{Store, StoreError};
@@ -112,17 +113,39 @@ pub enum OpsError {
         /// Why not.
         reason: String,
     },
-    /// An index entry that leads to another index.
-    #[error("{index} is an index within an index; name it by its digest to use it")]
-    NestedIndex {
-        /// The inner index.
-        index: crate::oci::Digest,
+    /// Indexes that lie too deep within each other.
+    #[error(
+        "index {index} lies within {} others, more than {}: {}",
+        within.len(), tree::MAX_DEPTH - 1, path(within)
+    )]
+    IndexTooDeep {
+        /// The innermost index.
+        index: Digest,
+        /// Those that it lies within, the outermost first.
+        within: Vec<Digest>,
+    },
+    /// An index that lies within itself.
+    #[error("index {index} lies within itself: {}", path(within))]
+    IndexCycle {
+        /// The index.
+        index: Digest,
+        /// The indexes on the way from the outermost to it.
+        within: Vec<Digest>,
+    },
+    /// An index with more entries below it than any image has.
+    #[error(
+        "index {index} leads to more than {} documents, or to too large ones",
+        tree::MAX_DOCUMENTS
+    )]
+    TooManyDocuments {
+        /// The outermost index.
+        index: Digest,
     },
     /// A config or command line blob that is larger than any.
     #[error("blob {blob} is a {role} of {size_bytes} bytes, more than {limit_bytes}")]
     MetadataTooLarge {
         /// The blob.
-        blob: crate::oci::Digest,
+        blob: Digest,
         /// What it is for.
         role: &'static str,
         /// Its size.
@@ -148,7 +171,7 @@ pub enum OpsError {
         /// The image.
         reference: crate::oci::Reference,
         /// What is missing.
-        missing: crate::oci::Digest,
+        missing: Digest,
     },
     /// An image in the specification's own form, which registries refuse.
     #[error(
@@ -195,6 +218,11 @@ pub enum OpsError {
     /// An internal task ended without a result.
     #[error("a task of ironboot's own ended unexpectedly")]
     Task(#[from] tokio::task::JoinError),
+}
+
+fn path(indexes: &[Digest]) -> String {
+    let words: Vec<String> = indexes.iter().map(ToString::to_string).collect();
+    words.join(" > ")
 }
 
 impl OpsError {

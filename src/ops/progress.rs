@@ -9,6 +9,11 @@ use crate::oci::{Digest, Reference};
 pub enum Progress {
     /// The index and manifests of an image are being read.
     Resolving(Reference),
+    /// There is text after a config's JSON, which is not read.
+    ConfigSkipped {
+        /// The config.
+        config: Digest,
+    },
     /// An image was chosen; so many bytes of it are to be fetched.
     Fetching {
         /// Sum of the sizes of the blobs that are not in the store, in bytes.

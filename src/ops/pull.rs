@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::boot::{BootPlan, PlanError};
-use crate::image::{Image, LayerRole, Roles, Selected, Variant};
+use crate::image::{Image, LayerRole, Roles, Selected, Variant, architecture};
 use crate::oci::{Architecture, Descriptor, Digest, Index};
 use crate::ops::fetch::{self, Item};
-use crate::ops::resolve::{ImageRequest, Resolved, read_entry, resolve};
+use crate::ops::resolve::{ImageRequest, Resolved, resolve};
+use crate::ops::tree::{self, Found, Node};
 use crate::ops::{Context, OpsError, Progress, blocking};
 use crate::source::Source;
 use crate::stage::{self, Inspected};
@@ -73,7 +74,8 @@ pub async fn pull_resolved(
     wish.images
         .push(chosen(&wish, &selected.image, &needed, extent));
     if let (Extent::All, Some(index)) = (extent, &resolved.index) {
-        wish.add_others(context, &*resolved.source, index).await?;
+        wish.add_others(context, &*resolved.source, &top, index)
+            .await?;
     }
     let leased = wish.digests();
     let (store, digests) = (context.store.clone(), leased.clone());
@@ -132,46 +134,65 @@ fn chosen(wish: &Wish, image: &Image, needed: &[&Descriptor], extent: Extent) ->
             || Some(*blob) == command_line
             || needed.contains(blob)
     });
-    let manifest = wish.documents.last().map(|(manifest, _)| manifest.clone());
+    let mut on_the_way = wish.documents.iter().map(|(document, _)| document.clone());
+    let manifest = on_the_way.next_back();
     StoredImage {
         manifest: manifest.expect("the chosen manifest is the last of what was read"),
-        architecture: image.architecture.clone(),
+        indexes: on_the_way.skip(1).collect(),
+        architecture: image.architecture.clone().map(|(word, _)| word),
         variant: image.variant.map(|(variant, _)| variant.to_string()),
         blobs: blobs.cloned().collect(),
     }
 }
 
 impl Wish {
-    /// Adds the other manifests of the index, whole.
+    /// Adds the other manifests of the index, those of indexes within it too, whole.
     async fn add_others(
         &mut self,
         context: &Context<'_>,
         source: &dyn Source,
+        top: &Descriptor,
         index: &Index,
     ) -> Result<(), OpsError> {
-        for entry in &index.entries {
-            let digest = entry.descriptor.digest;
-            if self
-                .documents
-                .iter()
-                .any(|(known, _)| known.digest == digest)
-            {
+        let known = self.documents.iter().map(|(known, _)| known.digest);
+        let mut known: BTreeSet<Digest> = known.collect();
+        let mut inner = BTreeMap::new();
+        for Node { place, found } in
+            tree::walk(context, source, top.digest, index, |_| Ok(())).await?
+        {
+            let digest = place.descriptor.digest;
+            let (bytes, manifest) = match found {
+                Found::Manifest(bytes, manifest) => (bytes, manifest),
+                Found::Index(bytes) => {
+                    inner.insert(digest, place.descriptor.clone());
+                    if known.insert(digest) {
+                        self.documents.push((place.descriptor, bytes));
+                    }
+                    continue;
+                }
+                Found::Broken(error) => return Err(error),
+                Found::PassedOver(_) => continue,
+            };
+            if !known.insert(digest) {
                 continue;
             }
-            let (bytes, manifest) = read_entry(context, source, entry).await?;
+            let entry = &place.entry;
+            let architecture = architecture::of_manifest(&manifest, Some(entry), None);
             let roles = Roles::of(&manifest, digest).ok();
             let variant = roles
                 .and_then(|roles| Variant::of(&manifest, Some(&entry.descriptor), &roles, None));
+            let indexes = place.indexes.iter();
             self.images.push(StoredImage {
-                manifest: entry.descriptor.clone(),
-                architecture: entry
-                    .platform
-                    .as_ref()
-                    .map(|platform| platform.architecture.clone()),
+                manifest: place.descriptor.clone(),
+                indexes: indexes
+                    .filter_map(|index| inner.get(index))
+                    .cloned()
+                    .collect(),
+                architecture: architecture.map(|(word, _)| word),
                 variant: variant.map(|(variant, _)| variant.to_string()),
                 blobs: manifest.blobs().into_iter().cloned().collect(),
             });
-            self.documents.push((entry.descriptor.clone(), bytes));
+            self.documents.push((place.descriptor, bytes));
         }
         Ok(())
     }

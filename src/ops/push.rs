@@ -12,6 +12,7 @@ use crate::oci::reference::LayoutEntry;
 use crate::oci::{
     Descriptor, Digest, Document, LayoutReference, Manifest, Reference, RegistryReference, manifest,
 };
+use crate::ops::tree::{self, Found, Node};
 use crate::ops::{Context, OpsError, Progress};
 use crate::source::layout::Layout;
 use crate::source::registry::Registry;
@@ -45,10 +46,25 @@ pub async fn push(
         Document::Index(index) => {
             let mut children = Vec::new();
             let mut manifests = Vec::new();
-            for entry in &index.entries {
-                let (bytes, manifest) = read(&source, from, &entry.descriptor).await?;
-                children.push((own_media_type(&bytes, manifest::OCI_MANIFEST), bytes));
-                manifests.push(manifest);
+            let nodes = tree::walk(context, &source, raw.digest, &index, |_| Ok(())).await?;
+            for Node { place, found } in nodes {
+                match found {
+                    Found::Manifest(bytes, manifest) => {
+                        children.push((own_media_type(&bytes, manifest::OCI_MANIFEST), bytes));
+                        manifests.push(manifest);
+                    }
+                    Found::Index(bytes) => {
+                        children.push((own_media_type(&bytes, manifest::OCI_INDEX), bytes));
+                    }
+                    Found::Broken(OpsError::Source(error)) if error.is_not_found() => {
+                        return Err(OpsError::NotWhole {
+                            reference: from.clone(),
+                            missing: place.descriptor.digest,
+                        });
+                    }
+                    Found::Broken(error) => return Err(error),
+                    Found::PassedOver(_) => {}
+                }
             }
             (children, manifests, manifest::OCI_INDEX)
         }
@@ -74,7 +90,8 @@ pub async fn push(
             send(context, &registry, &directory, from, blob, &mut pushed).await?;
         }
     }
-    for (media_type, bytes) in children {
+    // Registries refuse an index before what it lists, which comes after it in the list.
+    for (media_type, bytes) in children.into_iter().rev() {
         registry.upload_document(None, &bytes, &media_type).await?;
     }
     let media_type = pushed.top.media_type.clone();
@@ -98,25 +115,6 @@ fn locate(context: &Context<'_>, from: &Reference) -> Result<LayoutReference, Op
                 entry: LayoutEntry::Digest(stored.top.digest),
             })
         }
-    }
-}
-
-async fn read(
-    source: &Layout,
-    from: &Reference,
-    entry: &Descriptor,
-) -> Result<(Vec<u8>, Manifest), OpsError> {
-    let not_whole = || OpsError::NotWhole {
-        reference: from.clone(),
-        missing: entry.digest,
-    };
-    let raw = match source.document(Wanted::Entry(entry)).await {
-        Err(error) if error.is_not_found() => return Err(not_whole()),
-        result => result?,
-    };
-    match Document::parse(&raw.bytes, raw.digest, Some(&entry.media_type))? {
-        Document::Manifest(manifest) => Ok((raw.bytes, manifest)),
-        Document::Index(_) => Err(not_whole()),
     }
 }
 

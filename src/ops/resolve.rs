@@ -1,16 +1,20 @@
 //! From a reference to a plan, reading manifests and the small blobs that they are made with.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
 use futures_util::StreamExt;
 
 use crate::boot::plan::Metadata;
 use crate::boot::{BootOptions, BootPlan, PlanError, plan};
-use crate::image::config::{ImageConfig, MAX_CONFIG_BYTES};
-use crate::image::select::{Candidate, Dropped, Offer, SelectError, Wanted, may_fit, select};
-use crate::image::{LayerRole, Selected};
-use crate::oci::manifest::{IndexEntry, MAX_DOCUMENT_BYTES};
+use crate::image::config::{ImageConfig, MAX_CONFIG_BYTES, Rest};
+use crate::image::select::{Candidate, SelectError, Wanted, may_fit, select};
+use crate::image::{Dropped, LayerRole, Roles, Selected, architecture};
+use crate::oci::manifest::MAX_DOCUMENT_BYTES;
 use crate::oci::{Architecture, Descriptor, Digest, Document, Index, Reference, manifest};
+use crate::ops::tree::{self, Found, MAX_TOTAL_BYTES, Node, is_entrys_fault, stored};
 use crate::ops::{Context, OpsError, Progress};
-use crate::source::{self, RawDocument, Source, SourceError, Wanted as Which};
+use crate::source::{self, RawDocument, Source, Wanted as Which};
 use crate::store::{Store, StoreError};
 
 /// Largest command line layer that is read, in bytes; what is longer no kernel takes.
@@ -36,7 +40,8 @@ pub struct Resolved {
     pub selected: Selected,
     /// The document that the reference names.
     pub top: Descriptor,
-    /// Every document on the way, top first, with its bytes.
+    /// Every document on the way, with its bytes: the one that the reference names first, the
+    /// chosen manifest last, and in between the indexes within the index.
     pub documents: Vec<(Descriptor, Vec<u8>)>,
     /// The index, if there is one.
     pub index: Option<Index>,
@@ -55,43 +60,35 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
     };
     let document = Document::parse(&raw.bytes, raw.digest, raw.media_type.as_deref())?;
     let top = describe(&raw, &document);
-    let mut documents = vec![(top.clone(), raw.bytes)];
-    let mut broken = None;
+    let mut read = ReadEntries::default();
     let mut whole_index = None;
-    let (candidates, dropped, index_digest) = match document {
-        Document::Manifest(manifest) => {
-            let candidate = Candidate {
-                digest: top.digest,
-                entry: None,
-                manifest,
-            };
-            (vec![candidate], Vec::new(), None)
-        }
+    match document {
+        Document::Manifest(manifest) => read.candidates.push(Candidate {
+            digest: top.digest,
+            entry: None,
+            indexes: Vec::new(),
+            manifest,
+            config_architecture: None,
+        }),
         Document::Index(index) => {
-            let read =
-                read_entries(context, &*source, &index, &request.wanted.architecture).await?;
-            documents.extend(read.documents);
-            broken = read.broken;
+            let architecture = &request.wanted.architecture;
+            read = read_entries(context, &*source, top.digest, &index, architecture).await?;
             whole_index = Some(index);
-            (read.candidates, read.dropped, Some(top.digest))
         }
-    };
-    let selected = select(
-        reference,
-        index_digest,
-        candidates,
-        dropped,
-        &request.wanted,
-    );
-    let selected = match (selected, broken) {
+    }
+    let configs = ask_configs(context, &*source, top.digest, &mut read.candidates).await?;
+    let selected = select(reference, read.candidates, read.dropped, &request.wanted);
+    let selected = match (selected, read.broken) {
         // What was looked for may be the very entry that is broken.
         (Err(SelectError::NoMatch { .. }), Some(broken)) => return Err(broken),
         (selected, _) => selected?,
     };
-    let chosen = selected.image.manifest_digest;
-    documents.retain(|(descriptor, _)| [top.digest, chosen].contains(&descriptor.digest));
-    let metadata = read_metadata(context, &*source, &selected).await?;
-    check_architecture(&selected, &metadata.config, request)?;
+    let mut documents = vec![(top.clone(), raw.bytes)];
+    let inner = selected.through.iter();
+    for digest in inner.chain([&selected.image.manifest_digest]) {
+        documents.extend(read.documents.remove(digest));
+    }
+    let metadata = read_metadata(context, &*source, &selected, configs).await?;
     let plan = plan(&selected.image, &metadata, &request.boot);
     Ok(Resolved {
         source,
@@ -104,7 +101,7 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
 }
 
 /// The descriptor of a document as it came.
-fn describe(raw: &RawDocument, document: &Document) -> Descriptor {
+pub(super) fn describe(raw: &RawDocument, document: &Document) -> Descriptor {
     let by_shape = match document {
         Document::Index(_) => manifest::OCI_INDEX,
         Document::Manifest(_) => manifest::OCI_MANIFEST,
@@ -116,7 +113,8 @@ fn describe(raw: &RawDocument, document: &Document) -> Descriptor {
 struct ReadEntries {
     candidates: Vec<Candidate>,
     dropped: Vec<Dropped>,
-    documents: Vec<(Descriptor, Vec<u8>)>,
+    /// The manifests, and the indexes within the index.
+    documents: BTreeMap<Digest, (Descriptor, Vec<u8>)>,
     /// Why the first of the broken entries could not be read.
     broken: Option<OpsError>,
 }
@@ -125,79 +123,102 @@ struct ReadEntries {
 async fn read_entries(
     context: &Context<'_>,
     source: &dyn Source,
+    top: Digest,
     index: &Index,
     architecture: &Architecture,
 ) -> Result<ReadEntries, OpsError> {
+    let fits = |entry: &_| may_fit(entry, architecture);
     let mut read = ReadEntries::default();
-    let mut fitting = Vec::new();
-    for entry in &index.entries {
-        match may_fit(entry, architecture) {
-            Ok(()) => fitting.push(entry),
-            Err(dropped) => read.dropped.push(dropped),
-        }
-    }
-    let mut answers = futures_util::stream::iter(fitting)
-        .map(|entry| async move { (entry, read_entry(context, source, entry).await) })
-        .buffered(4);
-    while let Some((entry, answer)) = answers.next().await {
-        match answer {
-            Ok((bytes, manifest)) => {
-                read.documents.push((entry.descriptor.clone(), bytes));
+    for Node { place, found } in tree::walk(context, source, top, index, fits).await? {
+        let digest = place.descriptor.digest;
+        match found {
+            Found::Manifest(bytes, manifest) => {
+                read.documents.insert(digest, (place.descriptor, bytes));
                 read.candidates.push(Candidate {
-                    digest: entry.descriptor.digest,
-                    entry: Some(entry.clone()),
+                    digest,
+                    entry: Some(place.entry),
+                    indexes: place.indexes,
                     manifest,
+                    config_architecture: None,
                 });
             }
-            // One broken entry does not make its neighbours unusable; a source that fails does.
-            Err(error) if is_entrys_fault(&error) => {
-                read.dropped.push(Dropped::unread(entry, error.to_string()));
+            Found::Index(bytes) => {
+                read.documents.insert(digest, (place.descriptor, bytes));
+            }
+            Found::PassedOver(reason) => {
+                let dropped = Dropped::unread(&place.entry, &place.indexes, reason);
+                read.dropped.push(dropped);
+            }
+            Found::Broken(error) => {
+                let dropped = Dropped::unread(&place.entry, &place.indexes, error.to_string());
+                read.dropped.push(dropped);
                 read.broken.get_or_insert(error);
             }
-            Err(error) => return Err(error),
         }
     }
     Ok(read)
 }
 
-/// Reads the manifest of an index entry, from the store if it is there.
-pub(super) async fn read_entry(
+/// Asks the configs of those candidates of whose architecture no document tells. Returns the
+/// configs by their digests.
+///
+/// One that can not be read says nothing; should its manifest be chosen, it is read again, and what
+/// is wrong with it is told then.
+async fn ask_configs(
     context: &Context<'_>,
     source: &dyn Source,
-    entry: &IndexEntry,
-) -> Result<(Vec<u8>, manifest::Manifest), OpsError> {
-    let descriptor = &entry.descriptor;
-    let raw = match stored(&context.store, descriptor, MAX_DOCUMENT_BYTES)? {
-        Some(bytes) => RawDocument {
-            bytes,
-            digest: descriptor.digest,
-            media_type: None,
-        },
-        None => source.document(Which::Entry(descriptor)).await?,
-    };
-    let says = Some(entry.descriptor.media_type.as_str())
-        .filter(|says| manifest::DOCUMENT_TYPES.contains(says));
-    match Document::parse(&raw.bytes, raw.digest, says)? {
-        Document::Manifest(manifest) => Ok((raw.bytes, manifest)),
-        Document::Index(_) => Err(OpsError::NestedIndex { index: raw.digest }),
+    top: Digest,
+    candidates: &mut [Candidate],
+) -> Result<BTreeMap<Digest, ImageConfig>, OpsError> {
+    let mut configs = BTreeMap::new();
+    let mut total_bytes: u64 = 0;
+    for candidate in candidates {
+        let Candidate {
+            digest,
+            entry,
+            manifest,
+            ..
+        } = &*candidate;
+        let is_said = architecture::of_documents(manifest, entry.as_ref()).is_some();
+        if is_said || Roles::of(manifest, *digest).is_err() {
+            continue;
+        }
+        let config = &manifest.config;
+        if let Entry::Vacant(place) = configs.entry(config.digest) {
+            total_bytes = total_bytes.saturating_add(config.size.min(MAX_CONFIG_BYTES));
+            if total_bytes > MAX_TOTAL_BYTES {
+                return Err(OpsError::TooManyDocuments { index: top });
+            }
+            match read_config(context, source, config).await {
+                Ok(config) => {
+                    place.insert(config);
+                }
+                Err(error) if is_entrys_fault(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        candidate.config_architecture = configs
+            .get(&config.digest)
+            .and_then(|config: &ImageConfig| config.architecture.clone());
     }
+    Ok(configs)
 }
 
-/// Tells whether an entry could not be read because of what it is.
-fn is_entrys_fault(error: &OpsError) -> bool {
-    match error {
-        OpsError::Document(_) | OpsError::NestedIndex { .. } => true,
-        OpsError::Source(error) => {
-            error.is_not_found()
-                || matches!(
-                    error,
-                    SourceError::DigestMismatch { .. }
-                        | SourceError::SizeMismatch { .. }
-                        | SourceError::TooLarge { .. }
-                )
-        }
-        _ => false,
+async fn read_config(
+    context: &Context<'_>,
+    source: &dyn Source,
+    config: &Descriptor,
+) -> Result<ImageConfig, OpsError> {
+    if config.digest == Digest::of(b"{}") {
+        return Ok(ImageConfig::default());
     }
+    let bytes = fetch_small(context, source, config, MAX_CONFIG_BYTES, "config").await?;
+    let (parsed, rest) = ImageConfig::parse(&bytes, config.digest)?;
+    if rest == Rest::Skipped {
+        let config = config.digest;
+        (context.report)(Progress::ConfigSkipped { config });
+    }
+    Ok(parsed)
 }
 
 /// Fetches the config and the command line layer.
@@ -205,18 +226,19 @@ async fn read_metadata(
     context: &Context<'_>,
     source: &dyn Source,
     selected: &Selected,
+    mut configs: BTreeMap<Digest, ImageConfig>,
 ) -> Result<Metadata, OpsError> {
     let image = &selected.image;
-    let config = &image.manifest.config;
-    let parsed = if config.digest == Digest::of(b"{}") {
-        ImageConfig::default()
-    } else {
-        let bytes = fetch_small(context, source, config, MAX_CONFIG_BYTES, "config").await?;
-        match ImageConfig::parse(&bytes, config.digest) {
+    let descriptor = &image.manifest.config;
+    let config = match configs.remove(&descriptor.digest) {
+        Some(config) => config,
+        None => match read_config(context, source, descriptor).await {
             // It would only be asked for the kernel's command line.
-            Err(_) if image.roles.get(LayerRole::Kernel).is_none() => ImageConfig::default(),
-            parsed => parsed?,
-        }
+            Err(OpsError::Config(_)) if image.roles.get(LayerRole::Kernel).is_none() => {
+                ImageConfig::default()
+            }
+            config => config?,
+        },
     };
     let command_line_layer = match image.roles.get(LayerRole::CommandLine) {
         Some(layer) => Some(
@@ -232,7 +254,7 @@ async fn read_metadata(
         None => None,
     };
     Ok(Metadata {
-        config: parsed,
+        config,
         command_line_layer,
     })
 }
@@ -251,21 +273,6 @@ fn stored_top(store: &Store, reference: &Reference) -> Result<Option<RawDocument
         digest: *digest,
         media_type: Some(descriptor.media_type),
     }))
-}
-
-/// Reads a small blob that the store has; nothing if it has it not, or if it is damaged there.
-fn stored(
-    store: &Store,
-    blob: &Descriptor,
-    limit_bytes: u64,
-) -> Result<Option<Vec<u8>>, StoreError> {
-    let Ok(Some(found)) = store.peek(blob) else {
-        return Ok(None);
-    };
-    let content = found.head(limit_bytes)?;
-    let mut hasher = blob.digest.hasher();
-    hasher.update(&content);
-    Ok((hasher.finish() == blob.digest).then_some(content))
 }
 
 /// Reads a small blob into memory, from the store or from the source, and verifies it.
@@ -309,30 +316,5 @@ async fn fetch_small(
             actual,
         }
         .into()),
-    }
-}
-
-/// Checks an image of which only the config says the architecture.
-fn check_architecture(
-    selected: &Selected,
-    config: &ImageConfig,
-    request: &ImageRequest,
-) -> Result<(), SelectError> {
-    let image = &selected.image;
-    match (&image.architecture, &config.architecture) {
-        (None, Some(says)) if *says != request.wanted.architecture => Err(SelectError::NoMatch {
-            reference: image.reference.clone(),
-            wanted: request.wanted.clone(),
-            offers: vec![Dropped {
-                digest: image.manifest_digest,
-                offer: Offer {
-                    platform: format!("linux/{says}"),
-                    variant: image.variant,
-                    roles: String::new(),
-                },
-                reason: format!("for {says} by its config"),
-            }],
-        }),
-        _ => Ok(()),
     }
 }

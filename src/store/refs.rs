@@ -28,6 +28,9 @@ pub struct StoredReference {
 pub struct StoredImage {
     /// Its manifest.
     pub manifest: Descriptor,
+    /// The indexes within the top index that lead to it, the outer one first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub indexes: Vec<Descriptor>,
     /// Its architecture, if anything said it.
     pub architecture: Option<Architecture>,
     /// Its IronCore variant, if anything said it.
@@ -46,12 +49,16 @@ struct Pin {
 impl StoredReference {
     /// Every blob that the reference needs.
     pub fn digests(&self) -> impl Iterator<Item = Digest> {
-        let images = self.images.iter().flat_map(|image| {
-            std::iter::once(&image.manifest)
-                .chain(&image.blobs)
-                .map(|blob| blob.digest)
-        });
-        std::iter::once(self.top.digest).chain(images)
+        self.documents()
+            .chain(self.images.iter().flat_map(|image| &image.blobs))
+            .map(|blob| blob.digest)
+    }
+
+    /// The documents that the reference needs: its top, and the indexes and manifests below it.
+    pub fn documents(&self) -> impl Iterator<Item = &Descriptor> {
+        let below = self.images.iter();
+        let below = below.flat_map(|image| image.indexes.iter().chain([&image.manifest]));
+        std::iter::once(&self.top).chain(below)
     }
 }
 
@@ -109,10 +116,7 @@ impl Store {
     /// The descriptor of the document `digest`, if one of the references leads to it.
     pub fn document(&self, digest: &Digest) -> Result<Option<Descriptor>, StoreError> {
         let references = self.references()?;
-        let mut documents = references.iter().flat_map(|stored| {
-            let manifests = stored.images.iter().map(|image| &image.manifest);
-            std::iter::once(&stored.top).chain(manifests)
-        });
+        let mut documents = references.iter().flat_map(StoredReference::documents);
         Ok(documents
             .find(|document| document.digest == *digest)
             .cloned())
@@ -166,8 +170,19 @@ impl Store {
         Ok(record)
     }
 
-    /// Pins `digests` for `name`, an instance's name.
-    pub fn pin(&self, name: &str, digests: BTreeSet<Digest>) -> Result<(), StoreError> {
+    /// Pins `digests` for `name`, an instance's name. Where the top and the manifest of an image
+    /// are among them, the indexes on the way from one to the other are pinned with them.
+    pub fn pin(&self, name: &str, mut digests: BTreeSet<Digest>) -> Result<(), StoreError> {
+        for stored in self.references()? {
+            if !digests.contains(&stored.top.digest) {
+                continue;
+            }
+            for image in stored.images {
+                if digests.contains(&image.manifest.digest) {
+                    digests.extend(image.indexes.iter().map(|index| index.digest));
+                }
+            }
+        }
         let path = self.pin_path(name);
         let name = name.to_owned();
         self.write_record(&path, &Pin { name, digests })
@@ -269,6 +284,7 @@ mod tests {
     fn image(name: &str) -> Vec<StoredImage> {
         vec![StoredImage {
             manifest: Descriptor::of("m", name.as_bytes()),
+            indexes: Vec::new(),
             architecture: None,
             variant: None,
             blobs: vec![Descriptor::of("l", format!("layer of {name}").as_bytes())],
@@ -326,6 +342,51 @@ mod tests {
             store.remove_reference(&second),
             Err(StoreError::NoReference { .. })
         ));
+    }
+
+    #[test]
+    fn the_indexes_on_the_way_to_a_manifest_are_kept_with_it() {
+        let (_directory, store) = store();
+        let reference: Reference = "reg.io/a:1".parse().unwrap();
+        let top = Descriptor::of("i", b"one");
+        let inner = Descriptor::of("i", b"inner");
+        let mut images = image("x");
+        images[0].indexes = vec![inner.clone()];
+        images.extend(image("y"));
+        store.put_reference(&reference, &top, images, 1).unwrap();
+        let stored = store.reference(&reference).unwrap().unwrap();
+        assert!(stored.digests().any(|digest| digest == inner.digest));
+        assert_eq!(store.document(&inner.digest).unwrap(), Some(inner.clone()));
+        let of = |name: &str| image(name)[0].manifest.digest;
+        for (name, pinned, with_inner) in [
+            ("both", [top.digest, of("x")], true),
+            ("other", [top.digest, of("y")], false),
+            ("elsewhere", [of("z"), of("x")], false),
+        ] {
+            let mut expected = BTreeSet::from(pinned);
+            store.pin(name, expected.clone()).unwrap();
+            expected.extend(with_inner.then_some(inner.digest));
+            let pins = store.pins().unwrap();
+            assert!(pins.contains(&(name.to_owned(), expected)), "{pins:?}");
+        }
+    }
+
+    #[test]
+    fn records_of_a_time_without_inner_indexes_are_read() {
+        let old = serde_json::json!({
+            "reference": "reg.io/a:1",
+            "top": Descriptor::of("i", b"one"),
+            "resolved_at": 1,
+            "images": [{
+                "manifest": Descriptor::of("m", b"x"),
+                "architecture": "amd64",
+                "variant": null,
+                "blobs": [],
+            }],
+        });
+        let stored: StoredReference = serde_json::from_value(old.clone()).unwrap();
+        assert_eq!(stored.images[0].indexes, []);
+        assert_eq!(serde_json::to_value(&stored).unwrap(), old);
     }
 
     #[test]

@@ -1,108 +1,16 @@
-//! Every form in which images are published: what is chosen of it, and how it boots.
-//!
-//! The forms are those of the specification, of today's `ironcore-image`, of both mixed, and of
-//! the `v1alpha1` images that are still in registries.
+//! The forms of the specification and of today's `ironcore-image`: what is chosen of each, and how
+//! it boots.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::image::{
-    ARTIFACTS, Image, OCI_MANIFEST, disk, entry, initramfs, kernel, manifest, squashfs,
-};
+use crate::image::{ARTIFACTS, Image, OCI_MANIFEST, annotated, disk, entry, manifest};
+use crate::publishers::{combined, docker_list, seed, specification, today};
 use crate::registry::{Access, DockerRegistry};
 use crate::sandbox::{Sandbox, check};
 
-const ARCHITECTURES: [&str; 2] = ["amd64", "arm64"];
-
-/// The layers of one manifest in the specification's words.
-fn layers(image: &mut Image, variant: &str, architecture: &str) -> Vec<Value> {
-    let name = |role: &str| format!("{role}-{architecture}");
-    let mut layers = vec![
-        image.layer(&name("kernel"), "kernel", &kernel(architecture)),
-        image.layer("initramfs", "initramfs", &initramfs()),
-        image.layer("squashfs", "squashfs", &squashfs()),
-        image.layer("cmdline", "cmdline", b"console=ttyS0 root=LABEL=ROOT ro\n"),
-        image.layer("uki", "uki", b"MZ, and the rest of a unified kernel image"),
-        image.layer("iso", "iso", &[b'-'; 0x9000]),
-    ];
-    if variant == "virtualization" {
-        layers.insert(
-            0,
-            image.layer(&name("disk"), "disk.img", &disk(architecture)),
-        );
-    }
-    layers
-}
-
-/// Two variants for two architectures, metal first, as the specification writes them: `body` is
-/// the media type in the manifests, and nothing in the index tells the variants apart.
-fn four(body: &str) -> Image {
-    let mut image = Image::default();
-    let config = image.config("config", "{}");
-    let mut entries = Vec::new();
-    for architecture in ARCHITECTURES {
-        for variant in ["metal", "virtualization"] {
-            let layers = layers(&mut image, variant, architecture);
-            let manifest = json!({
-                "schemaVersion": 2,
-                "mediaType": body,
-                "config": config,
-                "layers": layers,
-                "annotations": {"variant": variant, "architecture": architecture},
-            });
-            let name = format!("{variant}-{architecture}");
-            let descriptor = image.document(&name, ARTIFACTS, &manifest);
-            entries.push(entry(descriptor, architecture));
-        }
-    }
-    image.index(&entries)
-}
-
-/// What `ironcore-image` writes today: no media type, no annotation, the command line in the
-/// config; `kinds` are the layers' media types.
-fn today(command_line: &str, kinds: &[&str]) -> Image {
-    let mut image = Image::default();
-    let mut entries = Vec::new();
-    for architecture in ARCHITECTURES {
-        let config = json!({"commandLine": command_line, "for": architecture}).to_string();
-        let config = image.config(&format!("config-{architecture}"), &config);
-        let layers: Vec<Value> = kinds
-            .iter()
-            .map(|kind| {
-                let bytes = match *kind {
-                    "rootfs" => disk(architecture),
-                    "kernel" => kernel(architecture),
-                    "initramfs" => initramfs(),
-                    _ => squashfs(),
-                };
-                image.layer(&format!("{kind}-{architecture}"), kind, &bytes)
-            })
-            .collect();
-        let manifest = json!({"schemaVersion": 2, "config": config, "layers": layers});
-        let name = format!("manifest-{architecture}");
-        let descriptor = image.document(&name, OCI_MANIFEST, &manifest);
-        entries.push(entry(descriptor, architecture));
-    }
-    image.index(&entries)
-}
-
-/// One `v1alpha1` manifest with a VM's disk and, unrelated to it, what boots by network.
-fn combined(config: &str) -> Image {
-    let mut image = Image::default();
-    let config = image.layer("config", "config.v1alpha1+json", config.as_bytes());
-    let mut disk = image.layer("disk", "rootfs.v1alpha1.rootfs", &disk("amd64"));
-    disk["annotations"] = json!({"org.opencontainers.image.title": "kvm-amd64/../kvm-amd64.raw"});
-    let layers = [
-        disk,
-        image.layer("squashfs", "squashfs.v1alpha1.squashfs", &squashfs()),
-        image.layer("initramfs", "initramfs.v1alpha1.initramfs", &initramfs()),
-        image.layer("kernel", "vmlinuz.v1alpha1.vmlinuz", &kernel("amd64")),
-    ];
-    let manifest = manifest(&config, &layers);
-    image.top(OCI_MANIFEST, &manifest)
-}
-
-/// What was chosen, in one line: manifest, who says its variant, boot method, what is needed.
-fn choice(sandbox: &Sandbox, options: &str, reference: &str) -> String {
+/// What was chosen, in one line: manifest, architecture and variant with who says them, boot
+/// method, what is needed.
+pub(crate) fn choice(sandbox: &Sandbox, options: &str, reference: &str) -> String {
     let output = sandbox.run(format!("plan --json {options} {reference}"));
     let plan = output.json();
     if output.status != 0 {
@@ -117,8 +25,10 @@ fn choice(sandbox: &Sandbox, options: &str, reference: &str) -> String {
         .map(|layer| word(&layer["digest"]).replace("sha256:", ""))
         .collect();
     format!(
-        "{} {} by {}: {} ({} by {}) of {}\n",
+        "{} {} by {}, {} by {}: {} ({} by {}) of {}\n",
         word(&plan["image"]["manifest_digest"]).replace("sha256:", ""),
+        word(&plan["image"]["architecture"]),
+        word(&plan["image"]["architecture_from"]),
         word(&plan["image"]["variant"]),
         word(&plan["image"]["variant_from"]),
         word(&plan["boot"]["method"]),
@@ -126,6 +36,14 @@ fn choice(sandbox: &Sandbox, options: &str, reference: &str) -> String {
         word(&plan["boot"]["command_line_from"]),
         needed.join(" "),
     )
+}
+
+/// The part of a plan under the heading `name`.
+pub(crate) fn section(plan: &str, name: &str) -> String {
+    let mut sections = plan.split("\n\n");
+    let section = sections.find(|section| section.starts_with(name));
+    let section = section.unwrap_or_else(|| panic!("no {name} in {plan}"));
+    format!("{}\n", section.trim_end())
 }
 
 /// The choice for each architecture and variant, and for this host where none is asked for.
@@ -153,18 +71,18 @@ fn choices(sandbox: &Sandbox, reference: &str) -> String {
     .concat()
 }
 
-/// What each asker gets of [`four`].
+/// What each asker gets of [`specification`].
 const FOUR: &str = r#"
-    <virtualization-amd64> virtualization by annotation: direct (console=ttyS0 root=LABEL=ROOT ro by cmdline-layer) of <disk-amd64> <kernel-amd64> <initramfs> <squashfs> <cmdline>
-    <virtualization-arm64> virtualization by annotation: direct (console=ttyS0 root=LABEL=ROOT ro by cmdline-layer) of <disk-arm64> <kernel-arm64> <initramfs> <squashfs> <cmdline>
-    <metal-amd64> metal by annotation: direct (console=ttyS0 root=LABEL=ROOT ro by cmdline-layer) of <kernel-amd64> <initramfs> <squashfs> <cmdline>
-    <metal-arm64> metal by annotation: direct (console=ttyS0 root=LABEL=ROOT ro by cmdline-layer) of <kernel-arm64> <initramfs> <squashfs> <cmdline>
+    <virtualization-amd64> amd64 by platform, virtualization by annotation: direct (console=ttyS0 root=LABEL=ROOT ro by cmdline-layer) of <disk-amd64> <kernel-amd64> <initramfs> <squashfs> <cmdline>
+    <virtualization-arm64> arm64 by platform, virtualization by annotation: direct (console=ttyS0 root=LABEL=ROOT ro by cmdline-layer) of <disk-arm64> <kernel-arm64> <initramfs> <squashfs> <cmdline>
+    <metal-amd64> amd64 by platform, metal by annotation: direct (console=ttyS0 root=LABEL=ROOT ro by cmdline-layer) of <kernel-amd64> <initramfs> <squashfs> <cmdline>
+    <metal-arm64> arm64 by platform, metal by annotation: direct (console=ttyS0 root=LABEL=ROOT ro by cmdline-layer) of <kernel-arm64> <initramfs> <squashfs> <cmdline>
     "#;
 
 #[test]
 fn the_specifications_form_is_read_from_a_layout() {
     let sandbox = Sandbox::new();
-    let image = sandbox.layout(&four(ARTIFACTS));
+    let image = sandbox.layout(&seed());
     check(&choices(&sandbox, &image), FOUR);
     let plan = sandbox.run(format!("plan --arch amd64 {image}"));
     check(
@@ -172,7 +90,8 @@ fn the_specifications_form_is_read_from_a_layout() {
         r#"
         image  oci:$LAYOUT:1
         manifest  sha256:<virtualization-amd64>
-        architecture  amd64
+        selection  the one of 4 entries for virtualization on linux/amd64
+        architecture  amd64 (by platform)
         variant  virtualization (by annotation)
         boot  direct (first possible of direct, uki, disk, iso)
         command line  console=ttyS0 root=LABEL=ROOT ro (from cmdline-layer)
@@ -202,7 +121,7 @@ fn the_specifications_form_is_read_from_a_layout() {
 #[test]
 fn the_mixed_form_is_read_from_a_registry() {
     let sandbox = Sandbox::new();
-    let (_server, reference) = sandbox.serve(&four(OCI_MANIFEST));
+    let (_server, reference) = sandbox.serve(&specification(ARTIFACTS, OCI_MANIFEST));
     check(&choices(&sandbox, &reference), FOUR);
 }
 
@@ -215,7 +134,7 @@ fn every_form_that_a_real_registry_takes_comes_back_as_it_was() {
         today("console=ttyS0", &["rootfs"]),
         today("", &["initramfs", "kernel", "squashfs"]),
         combined(r#"{"commandLine":"quiet","arch":"amd64"}"#),
-        four(OCI_MANIFEST),
+        specification(ARTIFACTS, OCI_MANIFEST),
     ]
     .iter()
     .enumerate()
@@ -231,7 +150,7 @@ fn every_form_that_a_real_registry_takes_comes_back_as_it_was() {
         assert_eq!(choices(&sandbox, &there).replace(&place, "image"), expected);
     }
     // What the specification says of a manifest's own media type, this registry does not take.
-    let layout = sandbox.layout(&four(ARTIFACTS));
+    let layout = sandbox.layout(&seed());
     let push = format!("image push -q {layout} {}/os:seed", registry.address());
     check(
         &sandbox.run(push).text(),
@@ -244,6 +163,7 @@ fn every_form_that_a_real_registry_takes_comes_back_as_it_was() {
     );
 }
 
+/// N11: an `&` that Go has escaped, and a newline at the end.
 #[test]
 fn todays_form_boots_its_disk_or_by_the_command_line_in_its_config() {
     let sandbox = Sandbox::new();
@@ -252,8 +172,8 @@ fn todays_form_boots_its_disk_or_by_the_command_line_in_its_config() {
     check(
         &choices(&sandbox, &image),
         r#"
-        <manifest-amd64> virtualization by layers: disk (- by -) of <rootfs-amd64>
-        <manifest-arm64> virtualization by layers: disk (- by -) of <rootfs-arm64>
+        <manifest-amd64> amd64 by platform, virtualization by layers: disk (- by -) of <rootfs-amd64>
+        <manifest-arm64> arm64 by platform, virtualization by layers: disk (- by -) of <rootfs-arm64>
         {"error":{"causes":["it has sha256:<manifest-arm64> linux/arm64: for arm64, not amd64","it has sha256:<manifest-amd64> linux/amd64, virtualization (by layers), disk: virtualization by its layers"],"hint":"pass --arch or --variant for another manifest, or see `ironboot image inspect`","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/amd64","retryable":false},"schema_version":1}
         [exit status: 125]
         {"error":{"causes":["it has sha256:<manifest-amd64> linux/amd64: for amd64, not arm64","it has sha256:<manifest-arm64> linux/arm64, virtualization (by layers), disk: virtualization by its layers"],"hint":"pass --arch or --variant for another manifest, or see `ironboot image inspect`","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/arm64","retryable":false},"schema_version":1}
@@ -264,8 +184,8 @@ fn todays_form_boots_its_disk_or_by_the_command_line_in_its_config() {
     check(
         &choices(&sandbox, &image),
         r#"
-        <manifest-amd64> virtualization by layers: direct (console=tty0 a=1&b ro by config) of <rootfs-amd64> <kernel-amd64> <initramfs-amd64>
-        <manifest-arm64> virtualization by layers: direct (console=tty0 a=1&b ro by config) of <rootfs-arm64> <kernel-arm64> <initramfs-amd64>
+        <manifest-amd64> amd64 by platform, virtualization by layers: direct (console=tty0 a=1&b ro by config) of <rootfs-amd64> <kernel-amd64> <initramfs-amd64>
+        <manifest-arm64> arm64 by platform, virtualization by layers: direct (console=tty0 a=1&b ro by config) of <rootfs-arm64> <kernel-arm64> <initramfs-amd64>
         {"error":{"causes":["it has sha256:<manifest-arm64> linux/arm64: for arm64, not amd64","it has sha256:<manifest-amd64> linux/amd64, virtualization (by layers), disk,kernel,initramfs: virtualization by its layers"],"hint":"pass --arch or --variant for another manifest, or see `ironboot image inspect`","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/amd64","retryable":false},"schema_version":1}
         [exit status: 125]
         {"error":{"causes":["it has sha256:<manifest-amd64> linux/amd64: for amd64, not arm64","it has sha256:<manifest-arm64> linux/arm64, virtualization (by layers), disk,kernel,initramfs: virtualization by its layers"],"hint":"pass --arch or --variant for another manifest, or see `ironboot image inspect`","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/arm64","retryable":false},"schema_version":1}
@@ -291,7 +211,7 @@ fn todays_metal_form_has_no_signal_but_its_tag_and_no_command_line() {
     check(
         &choice(&sandbox, direct, &reference),
         r#"
-        <manifest-amd64> - by -: direct (console=ttyS0 by none) of <initramfs-amd64> <kernel-amd64> <squashfs-amd64>
+        <manifest-amd64> amd64 by platform, - by -: direct (console=ttyS0 by none) of <initramfs-amd64> <kernel-amd64> <squashfs-amd64>
         "#,
     );
     let directory = sandbox.path("metal");
@@ -311,104 +231,102 @@ fn todays_metal_form_has_no_signal_but_its_tag_and_no_command_line() {
     check(
         &choice(&sandbox, asked, &metal),
         r#"
-        <manifest-amd64> metal by tag: direct (ro by option) of <initramfs-amd64> <kernel-amd64> <squashfs-amd64>
+        <manifest-amd64> amd64 by platform, metal by tag: direct (ro by option) of <initramfs-amd64> <kernel-amd64> <squashfs-amd64>
         "#,
     );
 }
 
 #[test]
-fn a_legacy_combined_image_boots_its_disk_and_not_the_kernel_for_network_boot() {
+fn a_registry_takes_todays_text_of_the_specification_as_it_is() {
     let sandbox = Sandbox::new();
-    let image = sandbox.layout(&combined(r#"{"commandLine":"quiet ro","arch":"amd64"}"#));
+    let (_server, reference) = sandbox.serve(&specification(OCI_MANIFEST, OCI_MANIFEST));
+    check(&choices(&sandbox, &reference), FOUR);
+}
+
+#[test]
+fn what_dockers_tools_pushed_again_is_read_as_it_was() {
+    let sandbox = Sandbox::new();
+    let kinds = ["rootfs", "kernel", "initramfs"];
+    let (_server, before) = sandbox.serve(&today("console=ttyS0", &kinds));
+    let expected = choices(&sandbox, &before);
+    let (_server, reference) = sandbox.serve(&docker_list("console=ttyS0", &kinds));
+    assert_eq!(choices(&sandbox, &reference), expected);
+    assert!(
+        expected.starts_with("<manifest-amd64> amd64 by platform"),
+        "{expected}"
+    );
+}
+
+/// N4.
+#[test]
+fn the_disk_is_the_disk_whatever_comes_after_it() {
+    let sandbox = Sandbox::new();
+    let image = sandbox.layout(&today("console=ttyS0", &["rootfs", "squashfs"]));
     check(
         &choice(&sandbox, "--arch amd64", &image),
         r#"
-        <top> virtualization by layers: disk (- by -) of <disk>
-        "#,
-    );
-    check(
-        &choice(&sandbox, "--arch amd64 --boot direct", &image),
-        r#"
-        <top> virtualization by layers: direct (quiet ro by config) of <disk> <squashfs> <initramfs> <kernel>
-        "#,
-    );
-    check(
-        &choice(&sandbox, "--arch arm64", &image),
-        r#"
-        {"error":{"causes":["it has sha256:<top> linux/amd64, virtualization (by layers): for amd64 by its config"],"hint":"pass --arch or --variant for another manifest, or see `ironboot image inspect`","kind":"no-match","message":"image oci:$LAYOUT:1 has no virtualization manifest for linux/arm64","retryable":false},"schema_version":1}
-        [exit status: 125]
+        <manifest-amd64> amd64 by platform, virtualization by layers: disk (- by -) of <rootfs-amd64>
         "#,
     );
 }
 
+/// N5.
 #[test]
-fn text_after_the_configs_json_is_skipped() {
-    let sandbox = Sandbox::new();
-    let config = r#"{"commandLine": "", "os-release": "1592.3"}, "arch": "amd64""#;
-    let image = sandbox.layout(&combined(&format!("{config}\n")));
-    check(
-        &choice(&sandbox, "--arch amd64", &image),
-        r#"
-        <top> virtualization by layers: disk (- by -) of <disk>
-        "#,
-    );
-    let prepared = sandbox.run(format!(
-        "prepare -q --name vm --arch amd64 --accel tcg {image}"
-    ));
-    check(
-        &prepared.text(),
-        r#"
-        instance  vm
-        directory  $TMP/store/instances/vm
-        firmware  $TMP/firmware/code.fd
-        variables  $TMP/store/instances/vm/vars.fd
-        disk  $TMP/store/instances/vm/disk-0.qcow2 (qcow2)
-        "#,
-    );
-}
-
-#[test]
-fn a_manifest_without_an_index_is_checked_against_the_architecture_in_its_name() {
+fn todays_word_for_a_layer_is_taken_before_yesterdays() {
     let sandbox = Sandbox::new();
     let mut image = Image::default();
     let config = image.config("config", "{}");
-    let disk = image.layer("disk", "rootfs", &disk("arm64"));
-    let image = image.top(
-        OCI_MANIFEST,
-        &json!({"schemaVersion": 2, "config": config, "layers": [disk]}),
-    );
-    let (_server, reference) = sandbox.at(
-        &image,
-        image.serve_except({
-            let image = image.clone();
-            // The same manifest under another tag.
-            move |request, _| match request.path.as_str() {
-                "/v2/os/manifests/1.2-kvm-arm64" => Some(image.top_reply()),
-                _ => None,
-            }
-        }),
-    );
-    let named = format!("{}:1.2-kvm-arm64", reference.strip_suffix(":1").unwrap());
+    let layers = [
+        image.layer("old", "rootfs.v1alpha1.rootfs", &disk("old")),
+        image.layer("new", "rootfs", &disk("new")),
+    ];
+    let manifest = image.document("manifest", OCI_MANIFEST, &manifest(&config, &layers));
+    let (server, reference) = sandbox.serve(&image.clone().index(&[entry(manifest, "amd64")]));
+    let plan = sandbox.run(format!("plan --arch amd64 {reference}"));
     check(
-        &choice(&sandbox, "--arch amd64", &named),
+        &section(&plan.stdout, "layers"),
         r#"
-        {"error":{"causes":["it has sha256:<top> no platform, virtualization (by layers), disk: for arm64, not amd64"],"hint":"pass --arch or --variant for another manifest, or see `ironboot image inspect`","kind":"no-match","message":"image $REGISTRY/os:1.2-kvm-arm64 has no virtualization manifest for linux/amd64","retryable":false},"schema_version":1}
-        [exit status: 125]
+        layers:
+          disk  64.00 KiB  <old>  another form is taken  application/vnd.ironcore.image.rootfs.v1alpha1.rootfs
+          disk  64.00 KiB  <new>  to be fetched  application/vnd.ironcore.image.rootfs
         "#,
     );
-    check(
-        &choice(&sandbox, "--arch arm64", &named),
-        r#"
-        <top> virtualization by layers: disk (- by -) of <disk>
-        "#,
-    );
-    // Nothing says what it is for: whoever asks must know.
-    check(
-        &choice(&sandbox, "--arch amd64", &reference),
-        r#"
-        <top> virtualization by layers: disk (- by -) of <disk>
-        "#,
-    );
+    let pull = format!("pull -q --arch amd64 {reference}");
+    assert_eq!(sandbox.run(pull).text(), "sha256:<manifest>\n");
+    assert_eq!(server.count(&image.blob_path("old")), 0);
+}
+
+/// N7.
+#[test]
+fn the_title_of_a_layer_is_never_a_path() {
+    let sandbox = Sandbox::new();
+    let names = |directory: &str| {
+        let entries = std::fs::read_dir(sandbox.path(directory)).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        names.collect::<std::collections::BTreeSet<_>>()
+    };
+    let absolute = sandbox.path("home/escaped").display().to_string();
+    for title in ["../../../escaped", "kvm-amd64/kvm.raw", "..", &absolute] {
+        let mut image = Image::default();
+        let config = image.config("config", "{}");
+        let disk = image.layer("disk", "rootfs", &disk("amd64"));
+        let disk = annotated(disk, &[("org.opencontainers.image.title", title)]);
+        let image = image.top(OCI_MANIFEST, &manifest(&config, &[disk]));
+        let (_server, reference) = sandbox.serve(&image);
+        let before = (names("."), names("home"));
+        let prepare = format!("prepare -q --json --name vm --arch amd64 --accel tcg {reference}");
+        let staged = sandbox.run(prepare).json()["staged"].take();
+        assert_eq!(
+            staged["disks"][0]["backing_file"],
+            "$TMP/store/blobs/sha256/<disk>"
+        );
+        assert_eq!(
+            sandbox.names("instances/vm"),
+            ["disk-0.qcow2", "record.json", "vars.fd"]
+        );
+        std::fs::remove_dir_all(sandbox.store()).unwrap();
+        assert_eq!((names("."), names("home")), before, "{title}");
+    }
 }
 
 #[test]
@@ -429,7 +347,8 @@ fn unknown_layers_are_told_and_not_fetched() {
         r#"
         image  $REGISTRY/os:1
         manifest  sha256:<manifest>
-        architecture  amd64
+        selection  the only entry of its index
+        architecture  amd64 (by platform)
         variant  virtualization (by layers)
         boot  disk (first possible of direct, uki, disk, iso)
 

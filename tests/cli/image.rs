@@ -11,6 +11,8 @@ use crate::hostile::{Hostile, Reply, Request};
 
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
+pub(crate) const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 pub(crate) const ARTIFACTS: &str = "application/vnd.ironcore.image.artifacts.v1+json";
 const PREFIX: &str = "application/vnd.ironcore.image";
 
@@ -71,6 +73,11 @@ impl Image {
         found
             .map(|(digest, _)| digest)
             .unwrap_or_else(|| panic!("no {name} in {:?}", self.names))
+    }
+
+    /// The content of what is called `name`.
+    pub(crate) fn bytes(&self, name: &str) -> &[u8] {
+        &self.blobs[self.digest(name)]
     }
 
     /// The size of what is called `name`.
@@ -175,6 +182,14 @@ impl Image {
 pub(crate) fn entry(mut descriptor: Value, architecture: &str) -> Value {
     descriptor["platform"] = json!({"architecture": architecture, "os": "linux"});
     descriptor
+}
+
+/// A descriptor or document with annotations.
+pub(crate) fn annotated(mut value: Value, annotations: &[(&str, &str)]) -> Value {
+    for (key, text) in annotations {
+        value["annotations"][*key] = json!(text);
+    }
+    value
 }
 
 /// A manifest that says what it is.

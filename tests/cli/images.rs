@@ -143,6 +143,8 @@ fn inspect_shows_all_and_says_where_it_was_read() {
           "manifests": [
             {
               "annotations": {},
+              "architecture": "amd64",
+              "architecture_from": "platform",
               "config": {
                 "digest": "sha256:<config>",
                 "mediaType": "application/vnd.ironcore.image.config.v1+json",
@@ -187,7 +189,8 @@ fn inspect_shows_all_and_says_where_it_was_read() {
                 "os": "linux"
               },
               "variant": "virtualization",
-              "variant_from": "layers"
+              "variant_from": "layers",
+              "within": null
             }
           ],
           "media_type": "application/vnd.oci.image.index.v1+json",

@@ -10,7 +10,10 @@
 //! | `dry_runs`    | `run --dry-run`, `define --dry-run`                                      |
 //! | `images`      | `image list|inspect|rm|build|push`                                       |
 //! | `credentials` | passwords, auth files, certificates                                      |
-//! | `forms`       | every form in which images are published                                 |
+//! | `forms`       | the forms of the specification and of today's publishers                 |
+//! | `legacy`      | the forms of others, and of times past                                   |
+//! | `architectures` | images of which the index does not say what machine they are for       |
+//! | `nested`      | indexes within indexes                                                   |
 //! | `selections`  | images of which no single or no readable manifest is meant               |
 //! | `contents`    | layers that are not what they say                                        |
 //! | `registries`  | registries that lack, refuse, lie or break                               |
@@ -36,11 +39,15 @@ mod registry;
 mod image;
 mod sandbox;
 mod refusal;
+mod publishers;
 
 mod plans;
 mod instances;
 mod dry_runs;
 mod forms;
+mod legacy;
+mod architectures;
+mod nested;
 mod selections;
 mod contents;
 mod registries;

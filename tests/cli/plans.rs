@@ -27,7 +27,8 @@ fn a_plan_tells_what_boots_and_why_and_what_does_not() {
         r#"
         image  oci:$LAYOUT:1
         manifest  sha256:<manifest>
-        architecture  amd64
+        selection  the only entry of its index
+        architecture  amd64 (by platform)
         variant  virtualization (by layers)
         boot  direct (first possible of direct, uki, disk, iso)
         command line  console=ttyS0 root=LABEL=ROOT ro (from config)
@@ -78,6 +79,7 @@ fn a_plan_tells_what_boots_and_why_and_what_does_not() {
           },
           "image": {
             "architecture": "amd64",
+            "architecture_from": "platform",
             "index_digest": "sha256:<top>",
             "manifest_digest": "sha256:<manifest>",
             "os": "linux",
@@ -116,7 +118,11 @@ fn a_plan_tells_what_boots_and_why_and_what_does_not() {
             }
           ],
           "passed_over": [],
-          "schema_version": 1
+          "schema_version": 1,
+          "selection": {
+            "reason": "the only entry of its index",
+            "through": []
+          }
         }
         "#,
     );
@@ -126,7 +132,8 @@ fn a_plan_tells_what_boots_and_why_and_what_does_not() {
         r#"
         image  oci:$LAYOUT:1
         manifest  sha256:<manifest>
-        architecture  amd64
+        selection  the only entry of its index
+        architecture  amd64 (by platform)
         variant  virtualization (by layers)
         boot  disk (--boot disk)
 

@@ -147,6 +147,7 @@ fn what_answers_without_being_a_registry_is_told() {
     );
 }
 
+/// N3.
 #[test]
 fn a_disk_of_other_content_is_refused() {
     refused_disk(
@@ -161,6 +162,27 @@ fn a_disk_of_other_content_is_refused() {
     );
 }
 
+/// N3.
+#[test]
+fn a_disk_that_came_wrong_once_is_fetched_anew() {
+    let sandbox = Sandbox::new();
+    let image = disk_only(&disk("amd64"));
+    let path = image.blob_path("disk");
+    let server = image.serve_except(move |request, before| {
+        (request.path == path && before == 0).then(|| {
+            let mut flipped = disk("amd64");
+            flipped[60_000] ^= 1;
+            Reply::ok(&flipped)
+        })
+    });
+    let (_server, reference) = sandbox.at(&image, server);
+    let pull = format!("pull -q --arch amd64 {reference}");
+    assert_eq!(sandbox.run(&pull).status, 125);
+    assert_empty_store(&sandbox);
+    check(&sandbox.run(&pull).text(), "sha256:<manifest>");
+}
+
+/// N3.
 #[test]
 fn a_disk_that_is_longer_than_its_descriptor_is_refused() {
     let longer = || [disk("amd64"), b"x".to_vec()].concat();
@@ -197,6 +219,7 @@ fn a_disk_that_is_longer_than_its_descriptor_is_refused() {
     );
 }
 
+/// N3.
 #[test]
 fn a_disk_that_is_shorter_than_its_descriptor_is_refused() {
     refused_disk(
@@ -211,6 +234,7 @@ fn a_disk_that_is_shorter_than_its_descriptor_is_refused() {
     );
 }
 
+/// N13.
 #[test]
 fn a_disk_that_ends_too_early_is_asked_for_again_and_then_refused() {
     let sandbox = Sandbox::new();
@@ -236,6 +260,7 @@ fn a_disk_that_ends_too_early_is_asked_for_again_and_then_refused() {
     assert_empty_store(&sandbox);
 }
 
+/// N13.
 #[test]
 fn a_body_that_always_breaks_off_is_given_up_and_the_next_pull_goes_on() {
     let sandbox = Sandbox::new();

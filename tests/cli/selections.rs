@@ -2,11 +2,12 @@
 
 use serde_json::{Value, json};
 
+use crate::forms::section;
 use crate::image::{
     Image, OCI_INDEX, OCI_MANIFEST, disk, disk_only, entry, initramfs, kernel, manifest, single,
 };
 use crate::refusal::{refused, refused_with};
-use crate::sandbox::Sandbox;
+use crate::sandbox::{Sandbox, check};
 
 /// An index of manifests: name, architecture, variant, media type of the only layer.
 fn index(manifests: &[(&str, &str, &str, &str)]) -> Image {
@@ -24,6 +25,7 @@ fn index(manifests: &[(&str, &str, &str, &str)]) -> Image {
     image.index(&entries)
 }
 
+/// N10.
 #[test]
 fn where_nothing_fits_the_error_lists_what_there_is() {
     let sandbox = Sandbox::new();
@@ -77,6 +79,7 @@ fn where_nothing_fits_the_error_lists_what_there_is() {
     );
 }
 
+/// N1.
 #[test]
 fn where_several_fit_the_error_lists_their_digests() {
     let sandbox = Sandbox::new();
@@ -134,6 +137,7 @@ fn an_image_of_which_nothing_is_known_is_refused() {
     );
 }
 
+/// N5.
 #[test]
 fn two_layers_of_one_role_and_layers_without_content_are_refused() {
     let sandbox = Sandbox::new();
@@ -251,26 +255,50 @@ fn sha256(digit: char) -> String {
     format!("sha256:{}", digit.to_string().repeat(64))
 }
 
+/// What buildkit, cosign and `oras` put beside an image, and what is broken there.
 #[test]
-fn an_index_within_an_index_is_told_and_not_followed() {
+fn what_is_no_image_in_an_index_is_passed_over_with_its_reason() {
     let sandbox = Sandbox::new();
-    let inner = disk_only(&disk("amd64"));
-    let mut image = inner.clone();
-    let descriptor = json!({
-        "mediaType": OCI_INDEX,
-        "digest": inner.digest("top"),
-        "size": inner.size("top"),
-    });
-    image.rename("top", "inner");
-    let image = image.index(&[entry(descriptor, "amd64")]);
-    refused(
-        &sandbox,
-        &sandbox.layout(&image),
-        "invalid-image",
+    let mut image = Image::default();
+    let config = image.config("config", "{}");
+    let empty = image.blob("empty", "application/vnd.oci.empty.v1+json", b"{} ");
+    let signature = image.blob(
+        "payload",
+        "application/vnd.dev.cosign.simplesigning.v1+json",
+        b"s",
+    );
+    let disk = image.layer("disk", "rootfs", &disk("amd64"));
+    let mut artifact = |name: &str, layers: &[Value]| {
+        let mut document = manifest(&empty, layers);
+        document["artifactType"] = json!(format!("application/vnd.example.{name}"));
+        image.document(name, OCI_MANIFEST, &document)
+    };
+    let signature = [signature];
+    let mut attestation = entry(artifact("attestation", &signature), "unknown");
+    attestation["platform"]["os"] = json!("unknown");
+    let signed = artifact("signature", &signature);
+    let bare = artifact("bare", &[]);
+    let missing = json!({"mediaType": OCI_MANIFEST, "digest": sha256('c'), "size": 7});
+    let text = image.document("text", OCI_MANIFEST, &json!("text"));
+    let os = image.document("os", OCI_MANIFEST, &manifest(&config, &[disk]));
+    let image = image.index(&[
+        attestation,
+        signed,
+        bare,
+        missing,
+        entry(text, "amd64"),
+        entry(os, "amd64"),
+    ]);
+    let plan = sandbox.run(format!("plan --arch amd64 {}", sandbox.layout(&image)));
+    check(
+        &section(&plan.stdout, "other manifests"),
         r#"
-        ------- stderr -------
-        error: sha256:<inner> is an index within an index; name it by its digest to use it
-        [exit status: 125]
+        other manifests:
+          sha256:<attestation> unknown/unknown: not for linux
+          sha256:$OTHER no platform: oci:$LAYOUT:1 has no sha256:$OTHER
+          sha256:<text> linux/amd64: sha256:<text> is not a readable index or manifest
+          sha256:<signature> no platform: manifest sha256:<signature> is not an IronCore image; its layers are: application/vnd.dev.cosign.simplesigning.v1+json
+          sha256:<bare> no platform: manifest sha256:<bare> is not an IronCore image; its layers are: none
         "#,
     );
 }
@@ -414,6 +442,7 @@ fn a_way_to_boot_that_the_image_does_not_offer_is_refused() {
     );
 }
 
+/// N11.
 #[test]
 fn command_lines_that_no_kernel_takes_are_refused_wherever_they_stand() {
     let sandbox = Sandbox::new();

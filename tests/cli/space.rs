@@ -44,6 +44,7 @@ fn what_a_moved_tag_led_to_is_freed() {
     assert_eq!(blobs(&sandbox), 0);
 }
 
+/// N14.
 #[test]
 fn what_an_instance_kept_of_a_moved_tag_is_freed_with_it() {
     let sandbox = Sandbox::new();

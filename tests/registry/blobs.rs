@@ -35,6 +35,7 @@ async fn a_blob_comes_whole_or_from_an_offset() {
     assert_eq!((offset, bytes), (5000, content()[5000..].to_vec()));
 }
 
+/// N13.
 #[tokio::test]
 async fn a_sender_that_cannot_resume_starts_at_the_beginning() {
     let server = answering(Reply::ok(&content()));
@@ -43,6 +44,7 @@ async fn a_sender_that_cannot_resume_starts_at_the_beginning() {
     assert_eq!((offset, bytes), (0, content()));
 }
 
+/// N13.
 #[tokio::test]
 async fn a_part_that_was_not_asked_for_is_refused() {
     let part = |range: &str| {

@@ -13,6 +13,7 @@ async fn document(server: &Hostile) -> Result<RawDocument, SourceError> {
     image(server).document(Wanted::Reference).await
 }
 
+/// N13.
 #[tokio::test]
 async fn a_registry_that_is_busy_for_a_moment_is_asked_again() {
     for status in [408, 429, 500, 502, 503, 504] {
@@ -40,6 +41,7 @@ async fn a_registry_that_stays_busy_is_given_up_with_its_words() {
     assert_eq!(server.count("/v2/os/manifests/1"), 4);
 }
 
+/// N13.
 #[tokio::test]
 async fn a_wait_that_the_registry_asks_for_is_kept_if_it_is_short() {
     let server = serve(|_, _, before| match before {
