@@ -16,7 +16,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("source", &["oci", "files"]),
     ("store", &["oci", "files"]),
     ("host", &["oci", "domain"]),
-    ("firmware", &["domain", "files"]),
+    ("firmware", &["oci", "domain", "files"]),
     ("instance", &["oci", "domain", "files"]),
     (
         "stage",

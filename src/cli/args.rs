@@ -177,6 +177,8 @@ pub(super) enum Verb {
         #[arg(short, long)]
         follow: bool,
     },
+    /// Show what this host can run, what it lacks, and how to mend it
+    Doctor,
     /// Work with images
     #[command(subcommand)]
     Image(ImageVerb),

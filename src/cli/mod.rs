@@ -2,7 +2,7 @@
 //! touches these.
 //!
 //! `run` parses (args), looks up (environment), makes requests of it (request), dispatches (verbs,
-//! image_verbs) and reports (report); what a person sees is made in text, progress and terminal,
+//! image_verbs, doctor) and reports (report); what a person sees is made in text, progress and terminal,
 //! what a program sees in output.
 
 mod args;
@@ -10,6 +10,7 @@ mod environment;
 mod request;
 mod verbs;
 mod image_verbs;
+mod doctor;
 mod output;
 mod text;
 mod progress;

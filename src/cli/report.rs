@@ -186,6 +186,10 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
             Kind::Host,
             hint("install UEFI firmware: on Debian `apt-get install ovmf qemu-efi-aarch64`"),
         ),
+        OpsError::Firmware(FirmwareError::Named { .. }) => (
+            Kind::Usage,
+            hint("`ironboot doctor` shows the firmware that this host has"),
+        ),
         OpsError::Firmware(FirmwareError::File(error)) => file(error, Kind::Host),
         OpsError::File(error) => file(error, Kind::Host),
         OpsError::Word(_) => (Kind::Usage, None),

@@ -9,7 +9,7 @@ use crate::cli::progress::{Amount, Drawing};
 use crate::cli::report::Report;
 use crate::cli::request::{forward, generated_name, image_request, instance_request};
 use crate::cli::terminal::{self, Left, Signals, Sink};
-use crate::cli::{Ended, Output, environment, image_verbs, open_hypervisor, output, text};
+use crate::cli::{Ended, Output, doctor, environment, image_verbs, open_hypervisor, output, text};
 use crate::domain::{DomainName, DomainSpec};
 use crate::host::Host;
 use crate::hypervisor::qemu::{self, Qemu};
@@ -153,6 +153,7 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
         }
         Verb::Console { name } => console(context, &name).await,
         Verb::Logs { name, follow } => logs(context, &name, follow).await,
+        Verb::Doctor => Ok(doctor::execute(context).await),
         Verb::Image(verb) => image_verbs::execute(context, verb).await,
     }
 }

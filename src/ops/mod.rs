@@ -4,6 +4,7 @@
 pub mod build;
 pub mod console;
 pub mod define;
+pub mod doctor;
 mod fetch;
 pub mod images;
 pub mod instances;

@@ -6,7 +6,7 @@ use std::num::NonZeroU32;
 use crate::boot::{BootMethod, BootPlan, PlanError};
 use crate::domain::{Accelerator, DomainName, DomainSpec, Machine, Memory, Nic, Provenance, Uuid};
 use crate::files::{FileError, Wait};
-use crate::firmware::{self, FirmwareFiles};
+use crate::firmware::{self, FirmwareChoice, UefiRequest};
 use crate::hypervisor::{Hypervisor, Owner};
 use crate::image::Selected;
 use crate::instance::{InstanceError, NameLock, Record};
@@ -207,13 +207,13 @@ fn find_firmware(
     context: &Context<'_>,
     plan: &BootPlan,
     machine: Machine,
-) -> Result<Option<FirmwareFiles>, OpsError> {
+) -> Result<Option<FirmwareChoice>, OpsError> {
     match plan.method {
         BootMethod::Direct(_) => Ok(None),
-        BootMethod::Disk { .. } => Ok(Some(firmware::find(
-            &context.firmware_directories,
-            machine,
-        )?)),
+        BootMethod::Disk { .. } => {
+            let survey = firmware::survey(&context.firmware_directories, machine)?;
+            Ok(Some(survey.choose(&UefiRequest::Plain)?))
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::domain::{
     UefiImage,
 };
 use crate::files::{self, FileError};
-use crate::firmware::FirmwareFiles;
+use crate::firmware::{FirmwareChoice, FirmwareFiles};
 use crate::oci::{Architecture, Descriptor, Digest};
 use crate::store::{Blob, Store, StoreError};
 
@@ -103,7 +103,7 @@ pub struct Parts<'a> {
     /// What its blobs are.
     pub inspected: &'a Inspected,
     /// Firmware for disk boot.
-    pub firmware: Option<&'a FirmwareFiles>,
+    pub firmware: Option<&'a FirmwareChoice>,
     /// Size of the VM's disk in bytes, if it is to be larger than the image's.
     pub disk_size_bytes: Option<u64>,
     /// What the guest is given.
@@ -209,17 +209,12 @@ pub fn describe(
         }
         BootMethod::Disk { disk } => {
             disks.push(overlay_disk(parts, blob(disk), directory)?);
-            let files = parts.firmware.ok_or(StageError::NoFirmware)?;
+            let choice = parts.firmware.ok_or(StageError::NoFirmware)?;
             disks[0].boots = true;
             Boot::Disk(Firmware::Uefi(Uefi {
-                image: UefiImage::Split {
-                    code: files.code.clone(),
-                    format: files.format,
-                    vars: directory.join("vars.fd"),
-                    vars_template: files.vars_template.clone(),
-                },
-                secure_boot: false,
-                smm: false,
+                image: uefi_image(&choice.files, directory),
+                secure_boot: choice.secure_boot,
+                smm: choice.smm,
             }))
         }
     };
@@ -239,6 +234,28 @@ pub fn describe(
         disks,
         fw_cfg,
     })
+}
+
+fn uefi_image(files: &FirmwareFiles, directory: &Path) -> UefiImage {
+    match files.clone() {
+        FirmwareFiles::Split {
+            code,
+            vars_template,
+            format,
+        } => UefiImage::Split {
+            code,
+            vars: directory.join("vars.fd"),
+            vars_template,
+            format,
+        },
+        FirmwareFiles::Stateless { code, format } => UefiImage::Stateless { code, format },
+        FirmwareFiles::Combined { template, format } => UefiImage::Combined {
+            file: directory.join("vars.fd"),
+            template,
+            format,
+        },
+        FirmwareFiles::Memory { rom } => UefiImage::Memory { rom },
+    }
 }
 
 fn overlay_disk(parts: &Parts<'_>, base: PathBuf, directory: &Path) -> Result<Disk, StageError> {

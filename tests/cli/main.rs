@@ -19,6 +19,7 @@
 //! | `registries`  | registries that lack, refuse, lie or break                               |
 //! | `space`       | what takes space, gives it back, or does not fit                        |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
+//! | `doctor`      | what the host has, and what it lacks                                    |
 //! | `together`    | many processes at once, and one that is killed                           |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
@@ -55,4 +56,5 @@ mod credentials;
 mod images;
 mod space;
 mod usage;
+mod doctor;
 mod together;

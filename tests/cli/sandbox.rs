@@ -37,20 +37,37 @@ impl Sandbox {
         for name in ["home", "config/qemu/firmware", "firmware"] {
             fs::create_dir_all(root.join(name)).unwrap();
         }
-        for file in ["code.fd", "vars.fd"] {
-            fs::write(root.join("firmware").join(file), file).unwrap();
+        // Of the sizes that the machines take; nothing is in them but their names.
+        for (file, size_bytes) in [
+            ("code.fd", 3_653_632),
+            ("vars.fd", 540_672),
+            ("aarch64-code.fd", 64 << 20),
+            ("aarch64-vars.fd", 64 << 20),
+        ] {
+            let path = root.join("firmware").join(file);
+            fs::write(&path, file).unwrap();
+            let image = fs::OpenOptions::new().write(true).open(path).unwrap();
+            image.set_len(size_bytes).unwrap();
         }
         let sandbox = Self {
             masks: Mutex::new(vec![(root.display().to_string(), "$TMP".to_owned())]),
             directory,
         };
-        for (isa, machine) in [("x86_64", "pc-q35-*"), ("aarch64", "virt-*")] {
+        for (isa, machine, prefix) in [
+            ("x86_64", "pc-q35-*", ""),
+            ("aarch64", "virt-*", "aarch64-"),
+        ] {
+            let image = |kind: &str| {
+                let file = sandbox.path(&format!("firmware/{prefix}{kind}.fd"));
+                json!({"filename": file, "format": "raw"})
+            };
             let descriptor = json!({
+                "description": format!("UEFI of the sandbox for {isa}"),
                 "interface-types": ["uefi"],
                 "mapping": {
                     "device": "flash",
-                    "executable": {"filename": sandbox.path("firmware/code.fd"), "format": "raw"},
-                    "nvram-template": {"filename": sandbox.path("firmware/vars.fd"), "format": "raw"},
+                    "executable": image("code"),
+                    "nvram-template": image("vars"),
                 },
                 "targets": [{"architecture": isa, "machines": [machine]}],
                 "features": [],
@@ -314,4 +331,22 @@ fn unindented(text: &str) -> String {
 pub(crate) fn has_libvirt() -> bool {
     let services = std::env::var_os("IRONBOOT_TEST_REGISTRY").is_some();
     services && rustix::process::geteuid().is_root()
+}
+
+/// Masks the firmware that the machine has by empty files in the sandbox. Returns the names and the
+/// paths of what is masked, in their order.
+pub(crate) fn mask_firmware(sandbox: &Sandbox) -> Vec<(String, String)> {
+    let mut masked = Vec::new();
+    for directory in ["/etc/qemu/firmware", "/usr/share/qemu/firmware"] {
+        for entry in fs::read_dir(directory).into_iter().flatten() {
+            let name = entry.unwrap().file_name().into_string().unwrap();
+            if name.ends_with(".json") {
+                fs::write(sandbox.path("config/qemu/firmware").join(&name), b"").unwrap();
+                masked.push((name.clone(), format!("{directory}/{name}")));
+            }
+        }
+    }
+    // Those of one name stay in the order of their directories.
+    masked.sort_by(|(left, _), (right, _)| left.cmp(right));
+    masked
 }

@@ -5,7 +5,7 @@ use std::fs;
 use crate::image::{direct, disk, disk_only};
 use crate::instances::run;
 use crate::refusal::as_json;
-use crate::sandbox::{Sandbox, check};
+use crate::sandbox::{Sandbox, check, mask_firmware};
 
 /// Runs `line` and `word` as they are and under `--json`; neither may make a store.
 #[track_caller]
@@ -409,22 +409,24 @@ fn without_firmware_a_disk_is_not_booted_but_a_kernel_is() {
     let own = sandbox.path("config/qemu/firmware");
     fs::remove_dir_all(&own).unwrap();
     fs::create_dir_all(&own).unwrap();
-    // An empty file masks those of the same name that the machine has.
-    for directory in ["/etc/qemu/firmware", "/usr/share/qemu/firmware"] {
-        for entry in fs::read_dir(directory).into_iter().flatten() {
-            fs::write(own.join(entry.unwrap().file_name()), b"").unwrap();
-        }
-    }
+    let masked: String = mask_firmware(&sandbox)
+        .iter()
+        .map(|(name, path)| {
+            format!("; {path}: masked by $TMP/config/qemu/firmware/{name}, which is empty")
+        })
+        .collect();
     let image = sandbox.layout(&disk_only(&disk("amd64")));
     let refused = run(&sandbox, "prepare -q --name vm", &image);
     check(
         &refused.text(),
-        r#"
-        ------- stderr -------
-        error: no UEFI firmware for x86_64 is installed
-        hint: install UEFI firmware: on Debian `apt-get install ovmf qemu-efi-aarch64`
-        [exit status: 69]
-        "#,
+        &format!(
+            "
+            ------- stderr -------
+            error: no UEFI firmware for x86_64 is installed{masked}
+            hint: install UEFI firmware: on Debian `apt-get install ovmf qemu-efi-aarch64`
+            [exit status: 69]
+            "
+        ),
     );
     let json = run(&sandbox, "prepare -q --json --name vm", &image);
     assert_eq!(json.json(), as_json("host", &refused.stderr));

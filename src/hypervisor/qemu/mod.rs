@@ -15,6 +15,7 @@ pub mod args;
 mod devices;
 mod options;
 mod qmp;
+pub mod version;
 
 use std::fs::{self, OpenOptions};
 use std::io;

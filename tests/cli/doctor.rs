@@ -1,0 +1,238 @@
+//! `doctor`: what the host has for each machine, and what it lacks.
+
+use std::fs;
+use std::process::Command;
+
+use ironboot::domain::{Accelerator, Machine};
+use ironboot::host::Host;
+use serde_json::{Value, json};
+
+use crate::sandbox::{Output, Sandbox, check, mask_firmware};
+
+const MACHINES: [Machine; 2] = [Machine::Amd64, Machine::Arm64];
+const SLOW: &str =
+    "guests run, slowly; KVM needs a /dev/kvm that you may write, and vmx or svm on x86";
+
+/// Makes a program that prints `words`. A child writes it: nobody else may hold a program open for
+/// writing when it is started.
+fn program(sandbox: &Sandbox, name: &str, words: &str) {
+    let path = sandbox.path("bin").join(name);
+    let script = format!("#!/bin/sh\necho '{words}'\n");
+    let status = Command::new("sh")
+        .args(["-c", "printf %s \"$1\" >\"$0\" && chmod +x \"$0\""])
+        .arg(path)
+        .arg(script)
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// The program with no other programs than those that the sandbox has.
+fn doctor(sandbox: &Sandbox, line: &str) -> Output {
+    let mut command = sandbox.command(line);
+    command.env("PATH", sandbox.path("bin"));
+    sandbox.finish(command)
+}
+
+fn is_native(machine: Machine) -> bool {
+    Machine::try_from(&Host::probe().architecture) == Ok(machine)
+}
+
+/// `title` of the machine's part, and what is said of its accelerator.
+fn head(machine: Machine) -> (String, String) {
+    let choice = Host::probe().accelerator(machine, None).unwrap();
+    let is_slow = is_native(machine) && choice.accelerator == Accelerator::Tcg;
+    let (level, hint) = match is_slow {
+        true => ("warn", format!("\n        hint: {SLOW}")),
+        false => ("ok", String::new()),
+    };
+    let (word, reason) = (choice.accelerator.as_str(), choice.reason);
+    let own = if is_native(machine) {
+        ", as this host"
+    } else {
+        ""
+    };
+    (
+        format!("{}{own}", machine.isa()),
+        format!("{level}  accelerator  {word}: {reason}{hint}"),
+    )
+}
+
+/// What is said of each descriptor that the machine has: all are masked.
+fn masked(sandbox: &Sandbox) -> String {
+    mask_firmware(sandbox)
+        .iter()
+        .map(|(name, path)| {
+            let mask = format!("$TMP/config/qemu/firmware/{name}");
+            format!("  ok  {path}\n        masked by {mask}, which is empty\n")
+        })
+        .collect()
+}
+
+#[test]
+fn a_host_that_has_all_is_told_with_every_descriptor() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("bin")).unwrap();
+    let banner = "QEMU emulator version 10.1.0 (made by a test)";
+    program(&sandbox, "qemu-system-x86_64", banner);
+    program(&sandbox, "qemu-system-aarch64", banner);
+    let descriptors = sandbox.path("config/qemu/firmware");
+    let plain = fs::read_to_string(descriptors.join("00-x86_64.json")).unwrap();
+    let mut secure: Value = serde_json::from_str(&plain).unwrap();
+    secure["features"] = json!(["enrolled-keys", "requires-smm", "secure-boot"]);
+    fs::write(descriptors.join("01-secure.json"), secure.to_string()).unwrap();
+    let gone = plain.replace("code.fd", "gone.fd");
+    fs::write(descriptors.join("02-gone.json"), gone).unwrap();
+    let masked = masked(&sandbox);
+
+    let output = doctor(&sandbox, "doctor");
+    let [(amd64, amd64_accelerator), (arm64, arm64_accelerator)] = MACHINES.map(head);
+    let code = "$TMP/firmware/code.fd";
+    let directory = "$TMP/config/qemu/firmware";
+    assert_eq!(
+        output.text(),
+        format!(
+            "\
+{amd64}
+  ok  QEMU  qemu-system-x86_64 10.1.0 (made by a test)
+  {amd64_accelerator}
+  ok  uefi  {code}
+  ok  uefi-secure  {code}
+  firmware descriptors, in their order:
+  ok  {directory}/00-aarch64.json
+        for aarch64 (virt-*)
+  ok  {directory}/00-x86_64.json
+        uefi: chosen
+        uefi-secure: has no Secure Boot
+  ok  {directory}/01-secure.json
+        uefi: has enrolled keys, so it starts signed programs only
+        uefi-secure: chosen
+  warn  {directory}/02-gone.json
+        no such file: $TMP/firmware/gone.fd
+        hint: mend it, or remove it
+{masked}
+{arm64}
+  ok  QEMU  qemu-system-aarch64 10.1.0 (made by a test)
+  {arm64_accelerator}
+  ok  uefi  $TMP/firmware/aarch64-code.fd
+  warn  uefi-secure  no descriptor is one of this kind and can be used
+        hint: on Debian: `apt-get install qemu-efi-aarch64`
+  firmware descriptors, in their order:
+  ok  {directory}/00-aarch64.json
+        uefi: chosen
+        uefi-secure: has no Secure Boot
+  ok  {directory}/00-x86_64.json
+        for x86_64 (pc-q35-*)
+  ok  {directory}/01-secure.json
+        for x86_64 (pc-q35-*)
+  ok  {directory}/02-gone.json
+        for x86_64 (pc-q35-*)
+{masked}"
+        )
+    );
+    assert!(!sandbox.store().exists());
+
+    let object = doctor(&sandbox, "doctor --json").json();
+    assert_eq!(object["schema_version"], 1);
+    assert_eq!(object["level"], "warn");
+    let machine = &object["machines"][0];
+    assert_eq!(
+        machine["qemu"],
+        json!({
+            "level": "ok",
+            "message": "qemu-system-x86_64 10.1.0 (made by a test)",
+            "hint": null,
+            "program": "qemu-system-x86_64",
+            "version": "10.1.0 (made by a test)",
+        })
+    );
+    assert_eq!(
+        machine["uefi_secure"],
+        json!({
+            "level": "ok",
+            "message": code,
+            "hint": null,
+            "reason": "the first with Secure Boot and enrolled keys",
+            "descriptor": format!("{directory}/01-secure.json"),
+            "files": [code, "$TMP/firmware/vars.fd"],
+        })
+    );
+    assert_eq!(
+        machine["descriptors"][3],
+        json!({
+            "path": format!("{directory}/02-gone.json"),
+            "description": "UEFI of the sandbox for x86_64",
+            "features": [],
+            "files": ["$TMP/firmware/gone.fd", "$TMP/firmware/vars.fd"],
+            "level": "warn",
+            "uefi": "no such file: $TMP/firmware/gone.fd",
+            "uefi_secure": "no such file: $TMP/firmware/gone.fd",
+            "hint": "mend it, or remove it",
+        })
+    );
+    let keys: Vec<_> = machine.as_object().unwrap().keys().collect();
+    assert_eq!(
+        keys,
+        [
+            "accelerator",
+            "architecture",
+            "descriptors",
+            "level",
+            "native",
+            "qemu",
+            "uefi",
+            "uefi_secure",
+        ]
+    );
+}
+
+#[test]
+fn a_host_that_lacks_all_is_told_what_to_install_and_that_is_no_error() {
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("bin")).unwrap();
+    program(&sandbox, "qemu-system-aarch64", "busybox");
+    for name in ["00-x86_64.json", "00-aarch64.json"] {
+        fs::remove_file(sandbox.path("config/qemu/firmware").join(name)).unwrap();
+    }
+    let masked = match masked(&sandbox) {
+        none if none.is_empty() => "        none\n".to_owned(),
+        masked => masked,
+    };
+    let missing = |machine| if is_native(machine) { "fail" } else { "warn" };
+    let [(amd64, amd64_accelerator), (arm64, arm64_accelerator)] = MACHINES.map(head);
+    let [on_amd64, on_arm64] = MACHINES.map(missing);
+    check(
+        &doctor(&sandbox, "doctor").text(),
+        &format!(
+            "\
+{amd64}
+  {on_amd64}  QEMU  program is not installed: qemu-system-x86_64
+        hint: on Debian: `apt-get install qemu-system-x86`
+  {amd64_accelerator}
+  {on_amd64}  uefi  no descriptor is one of this kind and can be used
+        hint: on Debian: `apt-get install ovmf`
+  warn  uefi-secure  no descriptor is one of this kind and can be used
+        hint: on Debian: `apt-get install ovmf`
+  firmware descriptors, in their order:
+{masked}
+{arm64}
+  {on_arm64}  QEMU  qemu-system-aarch64 is not QEMU, for it says: busybox
+  {arm64_accelerator}
+  {on_arm64}  uefi  no descriptor is one of this kind and can be used
+        hint: on Debian: `apt-get install qemu-efi-aarch64`
+  warn  uefi-secure  no descriptor is one of this kind and can be used
+        hint: on Debian: `apt-get install qemu-efi-aarch64`
+  firmware descriptors, in their order:
+{masked}"
+        ),
+    );
+    let object = doctor(&sandbox, "doctor --json").json();
+    assert_eq!(object["level"], "fail");
+    assert_eq!(object["host"], Host::probe().architecture.as_str());
+    for (place, machine) in MACHINES.into_iter().enumerate() {
+        let found = &object["machines"][place];
+        assert_eq!(found["level"], missing(machine));
+        assert_eq!(found["native"], is_native(machine));
+        assert_eq!(found["qemu"]["version"], Value::Null);
+        assert_eq!(found["uefi"]["files"], Value::Null);
+    }
+}
