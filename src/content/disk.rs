@@ -1,71 +1,108 @@
-//! What format a disk is in: raw, or a safe qcow2; everything else is refused by name.
+//! What is on a disk: its format (raw, or a safe qcow2; everything else is refused by name), and
+//! whether firmware would find something to boot.
 //!
 //! QEMU is always told the format. This probe exists so that a blob which QEMU or another tool
 //! would take for something else never gets that far.
 
-use crate::content::{ContentError, Sample, qcow2};
+use crate::content::initramfs::Compression;
+use crate::content::{ContentError, Sample, identify, partitions, qcow2};
 use crate::domain::DiskFormat;
+use crate::oci::{Architecture, Digest};
+
+const ROLE: &str = "disk";
 
 /// A disk whose format is known and safe.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DiskContent {
     /// Its format.
     pub format: DiskFormat,
     /// Its size as a guest sees it, in bytes.
     pub virtual_size_bytes: u64,
+    /// What is on it.
+    pub layout: DiskLayout,
 }
 
-/// Magic numbers of the formats that are refused: offset, bytes, name.
-const FOREIGN: &[(usize, &[u8], &str)] = &[
-    (0, b"QED\0", "QED"),
-    (0, b"KDMV", "VMDK"),
-    (0, b"COWD", "VMDK"),
-    (0, b"vhdxfile", "VHDX"),
-    (0, b"conectix", "VHD"),
-    (0x40, &[0x7f, 0x10, 0xda, 0xbe], "VDI"),
-    (0, b"LUKS\xba\xbe", "LUKS"),
-    (0, b"WithoutFreeSpace", "Parallels"),
-    (0, b"WithouFreSpacExt", "Parallels"),
-    (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
-    (0, b"Bochs Virtual HD Image", "Bochs"),
-    (0, b"\x1f\x8b", "gzip"),
-    (0, b"\xfd7zXZ\0", "xz"),
-    (0, b"\x28\xb5\x2f\xfd", "zstd"),
-    (0, b"BZh", "bzip2"),
+/// What is on a disk.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DiskLayout {
+    /// A partition table, or the boot record of an ISO.
+    Partitioned {
+        /// Whether UEFI firmware finds a partition to boot from: an EFI system partition, or where
+        /// nothing else boots, a partition of a FAT type, an ISO's boot record, or a table that
+        /// the sample cuts off.
+        uefi: bool,
+        /// Whether a BIOS finds boot code, and that what it needs: a BIOS boot partition, an active
+        /// one, one with GPT's legacy attribute, or an ISO.
+        bios: bool,
+        /// The architecture that root and /usr partitions are for, if they are for one.
+        architecture: Option<Architecture>,
+    },
+    /// One file system, in the words of messages ("an ext4 file system").
+    FileSystem(&'static str),
+    /// Nothing that is known here.
+    Unknown,
+    /// Not looked at: it is inside of a qcow2 image.
+    Inside,
+}
+
+/// Image formats that are refused: offset of the magic number, the number, name, words.
+const FOREIGN: &[(usize, &[u8], &str, &str)] = &[
+    (0, b"QED\0", "QED", "a QED image"),
+    (0, b"KDMV", "VMDK", "a VMDK image"),
+    (0, b"COWD", "VMDK", "a VMDK image"),
+    (0, b"vhdxfile", "VHDX", "a VHDX image"),
+    (0, b"conectix", "VHD", "a VHD image"),
+    (0x40, &[0x7f, 0x10, 0xda, 0xbe], "VDI", "a VDI image"),
+    (0, b"LUKS\xba\xbe", "LUKS", "a LUKS volume"),
+    (0, b"WithoutFreeSpace", "Parallels", "a Parallels image"),
+    (0, b"WithouFreSpacExt", "Parallels", "a Parallels image"),
+    (
+        0,
+        b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop",
+        "cloop",
+        "a cloop image",
+    ),
+    (0, b"Bochs Virtual HD Image", "Bochs", "a Bochs image"),
 ];
 
 /// Magic numbers at the start of the last 512 bytes.
-const FOREIGN_TAIL: &[(&[u8], &str)] = &[(b"conectix", "VHD"), (b"koly", "DMG")];
+const FOREIGN_TAIL: &[(&[u8], &str, &str)] = &[
+    (b"conectix", "VHD", "a VHD image"),
+    (b"koly", "DMG", "a DMG image"),
+];
 
-/// Tells the format of a disk. Errors if it is a foreign one, an unsafe qcow2, or two at once.
+/// Tells the format of a disk and what is on it. Errors if the format is a foreign one, an unsafe
+/// qcow2, or two at once.
 pub fn probe(sample: &Sample) -> Result<DiskContent, ContentError> {
-    let blob = sample.digest;
+    let (role, blob) = (ROLE, sample.digest);
     let is_qcow2 = sample.has(0, qcow2::MAGIC);
-    if let Some(format) = foreign(sample) {
+    if let Some(format) = foreign_name(sample) {
         return Err(if is_qcow2 {
             let (first, second) = ("qcow2", format);
             ContentError::TwoFormats {
+                role,
                 blob,
                 first,
                 second,
             }
         } else {
-            ContentError::ForeignFormat { blob, format }
+            ContentError::ForeignFormat { role, blob, format }
         });
     }
     if is_qcow2 {
         if sample.has(0x8001, b"CD001") {
             let (first, second) = ("qcow2", "ISO 9660");
             return Err(ContentError::TwoFormats {
+                role,
                 blob,
                 first,
                 second,
             });
         }
-        let virtual_size_bytes = qcow2::check_header(sample)?;
         return Ok(DiskContent {
             format: DiskFormat::Qcow2,
-            virtual_size_bytes,
+            virtual_size_bytes: qcow2::check_header(sample)?,
+            layout: DiskLayout::Inside,
         });
     }
     if !sample.size_bytes.is_multiple_of(512) {
@@ -77,89 +114,154 @@ pub fn probe(sample: &Sample) -> Result<DiskContent, ContentError> {
     Ok(DiskContent {
         format: DiskFormat::Raw,
         virtual_size_bytes: sample.size_bytes,
+        layout: layout(sample),
     })
 }
 
-fn foreign(sample: &Sample) -> Option<&'static str> {
-    FOREIGN
+/// Checks that firmware of a machine would find something to boot on a disk, as far as that can be
+/// told: what is inside of a qcow2 image is not looked at.
+pub fn check_bootable(
+    content: &DiskContent,
+    blob: Digest,
+    architecture: &Architecture,
+) -> Result<(), ContentError> {
+    match &content.layout {
+        DiskLayout::Inside | DiskLayout::FileSystem(identify::FAT) => Ok(()),
+        DiskLayout::FileSystem(what) => Err(ContentError::WholeFileSystem { blob, what }),
+        DiskLayout::Unknown => Err(ContentError::NoPartitionTable { blob }),
+        DiskLayout::Partitioned {
+            architecture: Some(actual),
+            ..
+        } if actual != architecture => Err(ContentError::WrongArchitecture {
+            role: ROLE,
+            blob,
+            expected: architecture.clone(),
+            actual: actual.clone(),
+        }),
+        // Only x86 has a BIOS.
+        DiskLayout::Partitioned { uefi, bios, .. }
+            if *uefi || (*bios && *architecture == Architecture::Amd64) =>
+        {
+            Ok(())
+        }
+        DiskLayout::Partitioned { .. } => Err(ContentError::NoLoader {
+            blob,
+            architecture: architecture.clone(),
+        }),
+    }
+}
+
+fn layout(sample: &Sample) -> DiskLayout {
+    if let Some(table) = partitions::read(sample) {
+        return DiskLayout::Partitioned {
+            uefi: table.uefi,
+            bios: table.bios,
+            architecture: table.architecture,
+        };
+    }
+    identify::file_system(sample).map_or(DiskLayout::Unknown, DiskLayout::FileSystem)
+}
+
+/// The words for an image format, whether it is refused or not.
+pub(super) fn image_format(sample: &Sample) -> Option<&'static str> {
+    if sample.has(0, qcow2::MAGIC) {
+        return Some("a qcow2 image");
+    }
+    let is_vmdk = || is_vmdk_descriptor(&sample.head) == Some(true);
+    foreign(sample)
+        .map(|(_, what)| what)
+        .or_else(|| is_vmdk().then_some("a VMDK image"))
+}
+
+/// The name of an image format or a compression, qcow2 among them.
+pub(super) fn format_name(sample: &Sample) -> Option<&'static str> {
+    let is_qcow2 = sample.has(0, qcow2::MAGIC);
+    is_qcow2.then_some("qcow2").or_else(|| foreign_name(sample))
+}
+
+/// The name of a format that is refused as a disk.
+fn foreign_name(sample: &Sample) -> Option<&'static str> {
+    // A text of comments alone, as far as was read, could still be a VMDK; no disk is one.
+    let may_be_vmdk = || is_vmdk_descriptor(&sample.head) != Some(false);
+    foreign(sample)
+        .map(|(name, _)| name)
+        .or_else(|| Compression::of(&sample.head).map(Compression::as_str))
+        .or_else(|| may_be_vmdk().then_some("VMDK"))
+}
+
+/// Name and words of a foreign format that has a magic number.
+fn foreign(sample: &Sample) -> Option<(&'static str, &'static str)> {
+    let head = FOREIGN
         .iter()
-        .find(|(offset, magic, _)| sample.has(*offset, magic))
-        .map(|(.., name)| *name)
-        .or_else(|| {
-            FOREIGN_TAIL
-                .iter()
-                .find(|(magic, _)| sample.tail.starts_with(magic))
-                .map(|(_, name)| *name)
-        })
-        .or_else(|| is_vmdk_descriptor(&sample.head).then_some("VMDK"))
+        .find(|(offset, magic, ..)| sample.has(*offset, magic))
+        .map(|(.., name, what)| (*name, *what));
+    head.or_else(|| {
+        FOREIGN_TAIL
+            .iter()
+            .find(|(magic, ..)| sample.tail.starts_with(magic))
+            .map(|(_, name, what)| (*name, *what))
+    })
 }
 
 /// Tells whether QEMU would take `head` for the text of a VMDK: blank lines and comments, then
-/// `version=`. One pass, so a megabyte of newlines costs nothing.
-fn is_vmdk_descriptor(head: &[u8]) -> bool {
+/// `version=`; none if there are blanks and comments only. One pass, so a megabyte of newlines
+/// costs nothing.
+fn is_vmdk_descriptor(head: &[u8]) -> Option<bool> {
     let is_text = |byte: &u8| byte.is_ascii_graphic() || byte.is_ascii_whitespace();
     for line in head.split(|byte| *byte == b'\n') {
         let line = line.trim_ascii();
         if !line.iter().take(64).all(is_text) {
-            return false;
+            return Some(false);
         }
-        if line
-            .to_ascii_lowercase()
-            .starts_with(b"# disk descriptorfile")
-        {
-            return true;
+        // Long lines are not copied: both words are short.
+        let start = line.get(..64).unwrap_or(line).to_ascii_lowercase();
+        if start.starts_with(b"# disk descriptorfile") {
+            return Some(true);
         }
         if !line.is_empty() && !line.starts_with(b"#") {
-            return line.to_ascii_lowercase().starts_with(b"version");
+            return Some(start.starts_with(b"version"));
         }
     }
-    // Nothing but blanks and comments as far as was read: no disk starts like that.
-    true
+    None
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::content::sample;
+    use super::{
+        DiskContent, DiskFormat, DiskLayout, FOREIGN, FOREIGN_TAIL, check_bootable, probe,
+    };
+    use crate::content::identify::identify;
+    use crate::content::samples::{Patches, gpt, patched, qcow2, sample};
+    use crate::content::{ContentError, Sample};
+    use crate::oci::Architecture;
 
-    fn disk(patches: &[(usize, &[u8])]) -> Vec<u8> {
-        let mut content = vec![0; 256 << 10];
-        for (offset, bytes) in patches {
-            content[*offset..*offset + bytes.len()].copy_from_slice(bytes);
-        }
-        content
-    }
+    const SIZE: usize = 256 << 10;
 
-    #[test]
-    fn a_disk_without_any_magic_number_of_an_image_format_is_raw() {
-        let cases: [&[(usize, &[u8])]; 4] = [
-            &[],
-            &[(510, b"\x55\xaa"), (512, b"EFI PART")],
-            &[(0x438, b"\x53\xef")],
-            &[(0x8001, b"CD001")],
-        ];
-        for patches in cases {
-            let content = disk(patches);
-            let expected = DiskContent {
-                format: DiskFormat::Raw,
-                virtual_size_bytes: 256 << 10,
-            };
-            assert_eq!(probe(&sample(&content)), Ok(expected));
-        }
+    fn disk(patches: Patches<'_>) -> Sample {
+        sample(&patched(SIZE, patches))
     }
 
     #[test]
     fn every_foreign_format_is_refused_by_name() {
-        for (offset, magic, name) in FOREIGN {
-            let error = probe(&sample(&disk(&[(*offset, magic)]))).unwrap_err();
-            assert!(
-                matches!(error, ContentError::ForeignFormat { format, .. } if format == *name),
-                "{name}: {error}"
-            );
-        }
-        for (magic, name) in FOREIGN_TAIL {
-            let error = probe(&sample(&disk(&[((256 << 10) - 512, magic)]))).unwrap_err();
-            assert!(error.to_string().ends_with(name), "{error}");
+        let foreign = FOREIGN
+            .iter()
+            .map(|(offset, magic, name, what)| (*offset, *magic, *name, *what));
+        let tail = FOREIGN_TAIL
+            .iter()
+            .map(|(magic, name, what)| (SIZE - 512, *magic, *name, *what));
+        let compressed = [
+            (0, b"\x1f\x8b".as_slice(), "gzip", "a gzip file"),
+            (0, b"\xfd7zXZ\0", "xz", "an xz file"),
+            (0, b"\x28\xb5\x2f\xfd", "zstd", "a zstd file"),
+            (0, b"BZh", "bzip2", "a bzip2 file"),
+        ];
+        for (offset, magic, format, what) in foreign.chain(tail).chain(compressed) {
+            let sample = disk(&[(offset, magic)]);
+            let (role, blob) = ("disk", sample.digest);
+            let error = probe(&sample).unwrap_err();
+            assert!(error.is_unsafe());
+            assert_eq!(error, ContentError::ForeignFormat { role, blob, format });
+            assert_eq!(identify(&sample), what);
         }
     }
 
@@ -181,14 +283,159 @@ mod tests {
 
     #[test]
     fn half_a_sector_is_refused() {
-        let error = probe(&sample(&vec![0; 1_000_001])).unwrap_err();
-        assert!(matches!(error, ContentError::Unaligned { .. }));
+        let half = sample(&vec![0; 1_000_001]);
+        let expected = ContentError::Unaligned {
+            blob: half.digest,
+            size_bytes: 1_000_001,
+        };
+        assert_eq!(probe(&half), Err(expected));
     }
 
     #[test]
     fn a_blob_that_is_two_formats_is_refused() {
-        let iso = disk(&[(0, b"QFI\xfb\0\0\0\x03"), (0x8001, b"CD001")]);
-        let error = probe(&sample(&iso)).unwrap_err();
-        assert!(matches!(error, ContentError::TwoFormats { .. }), "{error}");
+        let cases: [(&[u8], usize, &str); 3] = [
+            (b"CD001", 0x8001, "ISO 9660"),
+            (&[0x7f, 0x10, 0xda, 0xbe], 0x40, "VDI"),
+            (b"conectix", SIZE - 512, "VHD"),
+        ];
+        for (magic, offset, second) in cases {
+            let sample = disk(&[(0, b"QFI\xfb\0\0\0\x03"), (offset, magic)]);
+            let expected = ContentError::TwoFormats {
+                role: "disk",
+                blob: sample.digest,
+                first: "qcow2",
+                second,
+            };
+            assert_eq!(probe(&sample), Err(expected));
+        }
+    }
+
+    #[test]
+    fn the_size_of_a_raw_disk_is_its_own_and_that_of_a_qcow2_is_in_its_header() {
+        let raw = sample(&gpt(512, &[]));
+        let expected = DiskContent {
+            format: DiskFormat::Raw,
+            virtual_size_bytes: 1 << 20,
+            layout: DiskLayout::Partitioned {
+                uefi: false,
+                bios: false,
+                architecture: None,
+            },
+        };
+        assert_eq!(probe(&raw), Ok(expected));
+        let expected = DiskContent {
+            format: DiskFormat::Qcow2,
+            virtual_size_bytes: 1 << 20,
+            layout: DiskLayout::Inside,
+        };
+        assert_eq!(probe(&sample(&qcow2(&[]))), Ok(expected));
+    }
+
+    #[test]
+    fn a_disk_without_a_partition_table_is_named_and_only_fat_boots() {
+        let fat = b"\xeb\x3c\x90mkfs.fat\0\x02\x04\x01\0\x02";
+        let fat_table: &[u8] = b"\0\0\0\0\x0c\0\0\0\0\0\0\0\0\x04\0\0";
+        let cases: &[(Patches<'_>, DiskLayout)] = &[
+            (
+                &[(0x438, b"\x53\xef")],
+                DiskLayout::FileSystem("an ext4 file system"),
+            ),
+            (&[(0x438, b"\x53\xef"), (0x44c, &[9])], DiskLayout::Unknown),
+            (
+                &[(0, b"XFSB")],
+                DiskLayout::FileSystem("an XFS file system"),
+            ),
+            (
+                &[(0x1_0040, b"_BHRfS_M")],
+                DiskLayout::FileSystem("a btrfs file system"),
+            ),
+            (
+                &[(0x400, b"\xe2\xe1\xf5\xe0")],
+                DiskLayout::FileSystem("an EROFS file system"),
+            ),
+            (
+                &[(0, b"hsqs")],
+                DiskLayout::FileSystem("a squashfs file system"),
+            ),
+            (
+                &[(0x8001, b"CD001")],
+                DiskLayout::FileSystem("an ISO 9660 image"),
+            ),
+            (
+                &[(0, fat), (0x52, b"FAT32   "), (510, b"\x55\xaa")],
+                DiskLayout::FileSystem("a FAT file system"),
+            ),
+            // mkfs.fat writes a partition that starts where the file system does.
+            (
+                &[
+                    (0, fat),
+                    (0x36, b"FAT16   "),
+                    (446, fat_table),
+                    (510, b"\x55\xaa"),
+                ],
+                DiskLayout::FileSystem("a FAT file system"),
+            ),
+            (&[(510, b"\x55\xaa")], DiskLayout::Unknown),
+            (
+                &[(0x36, b"FAT16   "), (510, b"\x55\xaa")],
+                DiskLayout::Unknown,
+            ),
+            (&[(100_000, b"data")], DiskLayout::Unknown),
+        ];
+        for (patches, layout) in cases {
+            let sample = disk(patches);
+            let blob = sample.digest;
+            let content = probe(&sample).unwrap();
+            assert_eq!(content.layout, *layout, "{patches:?}");
+            let expected = match *layout {
+                DiskLayout::FileSystem("a FAT file system") => Ok(()),
+                DiskLayout::FileSystem(what) => Err(ContentError::WholeFileSystem { blob, what }),
+                _ => Err(ContentError::NoPartitionTable { blob }),
+            };
+            assert_eq!(
+                check_bootable(&content, blob, &Architecture::Amd64),
+                expected
+            );
+            if let DiskLayout::FileSystem(what) = *layout {
+                assert_eq!(identify(&sample), what);
+            }
+        }
+    }
+
+    #[test]
+    fn firmware_needs_a_loader_for_its_own_machine() {
+        let (amd64, arm64) = (Architecture::Amd64, Architecture::Arm64);
+        let blob = sample(b"").digest;
+        let no_loader = |machine: &Architecture| ContentError::NoLoader {
+            blob,
+            architecture: machine.clone(),
+        };
+        let wrong = ContentError::WrongArchitecture {
+            role: "disk",
+            blob,
+            expected: arm64.clone(),
+            actual: amd64.clone(),
+        };
+        for (uefi, bios, its, machine, expected) in [
+            (true, false, None, &arm64, Ok(())),
+            (true, false, Some(&amd64), &amd64, Ok(())),
+            (true, true, Some(&amd64), &arm64, Err(wrong)),
+            (false, true, None, &amd64, Ok(())),
+            (false, true, None, &arm64, Err(no_loader(&arm64))),
+            (false, false, None, &amd64, Err(no_loader(&amd64))),
+        ] {
+            let content = DiskContent {
+                format: DiskFormat::Raw,
+                virtual_size_bytes: 1 << 20,
+                layout: DiskLayout::Partitioned {
+                    uefi,
+                    bios,
+                    architecture: its.cloned(),
+                },
+            };
+            assert_eq!(check_bootable(&content, blob, machine), expected);
+        }
+        let inside = probe(&sample(&qcow2(&[]))).unwrap();
+        assert_eq!(check_bootable(&inside, blob, &arm64), Ok(()));
     }
 }

@@ -153,29 +153,7 @@ impl Header<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::content::sample;
-
-    /// An empty 1 MiB image as `qemu-img create` lays it out, with `patches`.
-    fn image(patches: &[(usize, &[u8])]) -> Vec<u8> {
-        let mut content = vec![0; 256 << 10];
-        let cluster = 0x1_0000_u64;
-        let fields: &[(usize, &[u8])] = &[
-            (0, MAGIC),
-            (4, &3_u32.to_be_bytes()),
-            (20, &16_u32.to_be_bytes()),
-            (24, &(1_u64 << 20).to_be_bytes()),
-            (36, &1_u32.to_be_bytes()),
-            (40, &(3 * cluster).to_be_bytes()),
-            (48, &cluster.to_be_bytes()),
-            (56, &1_u32.to_be_bytes()),
-            (96, &4_u32.to_be_bytes()),
-            (100, &112_u32.to_be_bytes()),
-        ];
-        for (offset, bytes) in fields.iter().chain(patches) {
-            content[*offset..*offset + bytes.len()].copy_from_slice(bytes);
-        }
-        content
-    }
+    use crate::content::samples::{qcow2 as image, sample};
 
     fn check(patches: &[(usize, &[u8])]) -> Result<u64, ContentError> {
         check_header(&sample(&image(patches)))

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use thiserror::Error;
 
 use crate::boot::{BootMethod, BootPlan};
-use crate::content::disk::DiskContent;
+use crate::content::disk::{DiskContent, DiskLayout};
 use crate::content::{self, ContentError, Sample};
 use crate::domain::{
     Backing, Boot, Disk, DiskBus, DiskFormat, DomainSpec, Firmware, FwCfg, FwCfgName, Serial, Uefi,
@@ -69,7 +69,7 @@ pub enum StageError {
 }
 
 /// What [`inspect`] found.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Inspected {
     /// The image's disk, if the plan uses it.
     pub disk: Option<DiskContent>,
@@ -129,7 +129,7 @@ pub fn inspect(
                 sample(initramfs)?.refuse_zeros("initramfs")?;
             }
             if let Some(squashfs) = &direct.squashfs {
-                sample(squashfs)?.expect_squashfs()?;
+                content::check_squashfs(&sample(squashfs)?)?;
             }
             if let Some(disk) = &direct.disk {
                 inspected.disk = Some(content::disk::probe(&sample(disk)?)?);
@@ -172,6 +172,7 @@ pub fn presume(plan: &BootPlan) -> Inspected {
         disk: disk.map(|disk| DiskContent {
             format: DiskFormat::Raw,
             virtual_size_bytes: disk.size,
+            layout: DiskLayout::Unknown,
         }),
     }
 }
@@ -259,7 +260,7 @@ fn uefi_image(files: &FirmwareFiles, directory: &Path) -> UefiImage {
 }
 
 fn overlay_disk(parts: &Parts<'_>, base: PathBuf, directory: &Path) -> Result<Disk, StageError> {
-    let content = parts.inspected.disk.ok_or(StageError::NoDisk)?;
+    let content = parts.inspected.disk.as_ref().ok_or(StageError::NoDisk)?;
     let image_bytes = content.virtual_size_bytes;
     let virtual_size_bytes = match parts.disk_size_bytes {
         Some(asked_bytes) if asked_bytes < image_bytes => {
