@@ -11,8 +11,10 @@ use crate::oci::Architecture;
 pub struct Host {
     /// Its CPU architecture.
     pub architecture: Architecture,
-    /// Whether the kernel's KVM is of use; the reason if it is not.
+    /// Whether the kernel's KVM seems of use; the reason if it does not.
     pub kvm: Result<(), String>,
+    /// What decides that: kernel, CPU, KVM's modules. Whoever remembers how KVM did remembers this.
+    pub kvm_state: String,
 }
 
 /// An accelerator and why it was taken.
@@ -38,6 +40,7 @@ impl Host {
                     .open("/dev/kvm")
                     .map(drop)
             }),
+            kvm_state: kvm_state(&cpuinfo),
             architecture,
         }
     }
@@ -58,7 +61,7 @@ impl Host {
         let (accelerator, reason) = match (asked, kvm) {
             (Some(Accelerator::Kvm), Err(reason)) => return Err(reason),
             (Some(accelerator), _) => (accelerator, "asked for".to_owned()),
-            (None, Ok(())) => (Accelerator::Kvm, "/dev/kvm is usable".to_owned()),
+            (None, Ok(())) => (Accelerator::Kvm, "/dev/kvm seems usable".to_owned()),
             (None, Err(reason)) => (Accelerator::Tcg, reason),
         };
         Ok(AcceleratorChoice {
@@ -68,7 +71,26 @@ impl Host {
     }
 }
 
-/// Tells whether KVM is of use. That the device opens is not enough: there are modules under
+/// The kernel's release, the CPU's model, and the modules that KVM consists of.
+fn kvm_state(cpuinfo: &str) -> String {
+    let release = rustix::system::uname();
+    let release = release.release().to_string_lossy().into_owned();
+    let model = cpuinfo
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("unknown CPU", |(_, model)| model.trim());
+    let mut modules: Vec<String> = fs::read_dir("/sys/module")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| name == "kvm" || name.starts_with("kvm_"))
+        .collect();
+    modules.sort();
+    format!("Linux {release}; {model}; {}", modules.join(" "))
+}
+
+/// Tells whether KVM seems of use. That the device opens is not enough: there are modules under
 /// which it opens, creates a VM, and no guest ever gets past its boot loader; on x86 those show
 /// in the CPU's flags.
 fn probe_kvm(
@@ -98,6 +120,7 @@ mod tests {
         Host {
             architecture: Architecture::Amd64,
             kvm,
+            kvm_state: String::new(),
         }
     }
 

@@ -44,6 +44,12 @@ pub struct Record {
     pub hypervisor: Option<String>,
     /// Whether it goes away with the `run` that made it.
     pub ephemeral: bool,
+    /// Whether its accelerator was asked for by name, so that no other is tried.
+    #[serde(default)]
+    pub accelerator_asked: bool,
+    /// Why it has the accelerator that it has.
+    #[serde(default)]
+    pub accelerator_reason: String,
 }
 
 /// The lock of a name; its file goes with it unless there is an instance.
@@ -141,6 +147,17 @@ impl Instances {
     pub fn get(&self, name: &DomainName) -> Result<Record, InstanceError> {
         self.find(name)?
             .ok_or_else(|| InstanceError::None { name: name.clone() })
+    }
+
+    /// Replaces the record of an instance that is there.
+    pub fn update(&self, record: &Record) -> Result<(), InstanceError> {
+        let directory = self.directory(&record.spec.name);
+        let json = to_json(record, &directory)?;
+        Ok(files::replace(
+            &directory.join("record.json"),
+            &json,
+            &directory,
+        )?)
     }
 
     /// The names of all instances, sorted.

@@ -18,7 +18,9 @@
 //!
 //! Each noun is a type that only the arrow before it makes, and no arrow points back. Everything up
 //! to the plan is decided from manifests (and the two small blobs that they are made with, config
-//! and command line), before the first layer is fetched.
+//! and command line) and from the firmware that the host has, before the first layer is fetched.
+//! Where `inspect` finds that a blob is not what its layer says, `plan` is asked again without that
+//! method, unless it was asked for by name.
 //!
 //! # The rooms, in reading order
 //!
@@ -26,13 +28,14 @@
 //! |---|---|---|
 //! | [`oci`] | digest, reference, descriptor, index, manifest, platform | I/O |
 //! | [`image`] | variants, layer roles and the one table of media types, selection | I/O |
-//! | [`boot`] | boot methods, the plan, the kernel's command line | I/O |
+//! | [`boot`] | boot methods, what image and host offer for each, the plan, command lines | I/O |
 //! | [`domain`] | the complete description of a VM, in file paths | I/O |
-//! | [`content`] | what a blob really is: disk formats, qcow2 header, kernel | I/O, more than 128 KiB |
+//! | [`content`] | what a blob really is: disks, kernels, UKIs, ISOs, file systems | I/O, more than 128 KiB and a UKI's texts |
 //! | [`files`] | durable replacement, directory sync, locks | decide anything |
 //! | [`source`] | registries, OCI layouts, credentials | write to the store |
 //! | [`store`] | the content-addressed directory: ingest, lease, reference, pin | know where bytes come from |
-//! | [`host`], [`firmware`] | facts of this machine, passed on as values | choose for a VM |
+//! | [`host`] | facts of this machine, passed on as values | choose for a VM |
+//! | [`firmware`] | every firmware descriptor, and which is taken for what is asked | ask what an image needs |
 //! | [`instance`] | the directory and the record of one VM | start anything |
 //! | [`stage`] | plan and blobs to files that a VM opens | touch the image's own files |
 //! | [`hypervisor`] | libvirt and QEMU behind one trait; two pure renderers | know of images or stores |

@@ -63,17 +63,32 @@ impl CommandLine {
         }
     }
 
-    /// Tells whether the line has the parameter `name=…`, as the kernel splits it: at white
-    /// space outside double quotes.
+    /// Tells whether the line has the parameter `name` or `name=…`, as the kernel splits it: at
+    /// white space outside double quotes.
     #[must_use]
     pub fn has_parameter(&self, name: &str) -> bool {
+        self.words().any(|(word, _)| word == name)
+    }
+
+    /// The value of the last parameter `name=…`, which is the one that the kernel goes by.
+    #[must_use]
+    pub fn parameter(&self, name: &str) -> Option<&str> {
+        let values = self.words().filter(|(word, _)| *word == name);
+        values.last()?.1
+    }
+
+    /// The parameters, each with its value if it has one, split as the kernel splits them.
+    fn words(&self) -> impl Iterator<Item = (&str, Option<&str>)> {
         let mut quoted = false;
         self.0
-            .split(|c| {
+            .split(move |c| {
                 quoted ^= c == '"';
                 !quoted && (c == ' ' || c == '\t')
             })
-            .any(|word| word.trim_start_matches('"').split('=').next() == Some(name))
+            .map(|word| match word.trim_matches('"').split_once('=') {
+                Some((name, value)) => (name, Some(value.trim_matches('"'))),
+                None => (word.trim_matches('"'), None),
+            })
     }
 
     /// The text.
@@ -162,5 +177,10 @@ mod tests {
         assert!(line.has_parameter("ro"));
         assert!(!line.has_parameter("console"));
         assert!(!line.has_parameter("oot"));
+        assert_eq!(line.parameter("root"), Some("/dev/vda2"));
+        assert_eq!(line.parameter("x"), Some("a console=b"));
+        assert_eq!(line.parameter("ro"), None);
+        let twice: CommandLine = "root=/dev/a \"root=/dev/b\"".parse().unwrap();
+        assert_eq!(twice.parameter("root"), Some("/dev/b"));
     }
 }

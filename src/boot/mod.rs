@@ -4,10 +4,15 @@
 //! [`crate::domain::Boot`].
 
 pub mod command_line;
+pub mod firmware;
+mod offer;
 pub mod plan;
+pub mod uki;
 
 pub use command_line::{CommandLine, CommandLineError};
-pub use plan::{BootOptions, BootPlan, PlanError, plan};
+pub use firmware::{FirmwareWish, HostFirmware, UefiKind};
+pub use plan::{BootOptions, BootPlan, PlanError, Rejected, plan};
+pub use uki::{UkiBoot, UkiStart, UkiStartName};
 
 use std::fmt;
 use std::str::FromStr;
@@ -19,10 +24,17 @@ use crate::oci::Descriptor;
 pub enum BootMethod {
     /// The hypervisor loads the kernel.
     Direct(DirectBoot),
+    /// A unified kernel image is started.
+    Uki(UkiBoot),
     /// Firmware boots the disk.
     Disk {
         /// The disk.
         disk: Descriptor,
+    },
+    /// Firmware boots the ISO from a CD drive.
+    Iso {
+        /// The ISO.
+        iso: Descriptor,
     },
 }
 
@@ -37,6 +49,8 @@ pub struct DirectBoot {
     pub command_line: CommandLine,
     /// Who said it.
     pub command_line_from: CommandLineSource,
+    /// Whether a console was added to it.
+    pub console_added: bool,
     /// The image's disk, attached writable through an overlay.
     pub disk: Option<Descriptor>,
     /// A root file system, attached read-only with serial `machineboot`.
@@ -75,7 +89,9 @@ impl BootMethod {
     pub fn name(&self) -> MethodName {
         match self {
             Self::Direct(_) => MethodName::Direct,
+            Self::Uki(_) => MethodName::Uki,
             Self::Disk { .. } => MethodName::Disk,
+            Self::Iso { .. } => MethodName::Iso,
         }
     }
 
@@ -88,7 +104,20 @@ impl BootMethod {
                 .chain(&direct.squashfs)
                 .chain(&direct.disk)
                 .collect(),
+            Self::Uki(uki) => std::iter::once(&uki.uki).chain(&uki.disk).collect(),
             Self::Disk { disk } => vec![disk],
+            Self::Iso { iso } => vec![iso],
+        }
+    }
+
+    /// The image's disk, if the VM has it.
+    #[must_use]
+    pub fn disk(&self) -> Option<&Descriptor> {
+        match self {
+            Self::Direct(direct) => direct.disk.as_ref(),
+            Self::Uki(uki) => uki.disk.as_ref(),
+            Self::Disk { disk } => Some(disk),
+            Self::Iso { .. } => None,
         }
     }
 }

@@ -2,11 +2,13 @@
 
 use thiserror::Error;
 
+use crate::boot::offer::{self, Offer, Question};
 use crate::boot::{
-    BootMethod, CommandLine, CommandLineError, CommandLineSource, DirectBoot, MethodName,
+    BootMethod, CommandLine, CommandLineError, CommandLineSource, FirmwareWish, HostFirmware,
+    MethodName, uki::UkiStartName,
 };
 use crate::image::{Image, ImageConfig, LayerRole};
-use crate::oci::{Descriptor, Digest};
+use crate::oci::Digest;
 
 /// What the caller asks of the boot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -17,6 +19,23 @@ pub struct BootOptions {
     pub command_line: Option<CommandLine>,
     /// Added to the command line, whatever its source.
     pub append: CommandLine,
+    /// Added to it where there is one that words can be added to.
+    pub append_if_possible: CommandLine,
+    /// Added likewise, if the command line has no `console=` otherwise.
+    pub console: Option<CommandLine>,
+    /// The firmware.
+    pub firmware: FirmwareWish,
+    /// How a UKI is started; none leaves the choice to what the host has.
+    pub uki: Option<UkiStartName>,
+}
+
+/// A method whose content turned out not to be what it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// The method.
+    pub method: MethodName,
+    /// What is wrong.
+    pub reason: String,
 }
 
 /// The small blobs that a plan is made from.
@@ -37,6 +56,8 @@ pub struct BootPlan {
     pub method: BootMethod,
     /// Why this method.
     pub reason: String,
+    /// What else is worth knowing of it.
+    pub notes: Vec<String>,
     /// The other methods.
     pub alternatives: Vec<Alternative>,
 }
@@ -76,9 +97,17 @@ pub enum PlanError {
         /// Why not.
         reason: String,
     },
+    /// What the image offers needs firmware that the host has not.
+    #[error("image {manifest} can not be booted here: {reason}")]
+    NoFirmware {
+        /// Digest of the manifest.
+        manifest: Digest,
+        /// What there is not.
+        reason: String,
+    },
     /// `--cmdline` or `--append` for a method that has no command line.
     #[error(
-        "{method} boot takes its command line from inside the disk: --cmdline and --append have no effect on it"
+        "{method} boot takes its command line from inside the {method}: --cmdline and --append have no effect on it"
     )]
     CommandLineIgnored {
         /// The method.
@@ -106,24 +135,17 @@ fn reasons(alternatives: &[Alternative]) -> String {
     reasons.join("; ")
 }
 
-/// Whether a method can be had from an image, judged by its manifest.
-enum Offer {
-    /// It can, and `auto` may take it.
-    Yes(BootMethod),
-    /// It can, but `auto` passes it over, for the reason given.
-    OnRequest(BootMethod, String),
-    /// It can not.
-    No(String),
-}
-
 /// Chooses the boot method.
 ///
 /// Under `auto` the first possible of direct, UKI, disk, ISO; direct only if the image has a
 /// command line for it and is not of the legacy kind whose kernel belongs to a network boot.
+/// `rejected` are passed over.
 pub fn plan(
     image: &Image,
     metadata: &Metadata,
     options: &BootOptions,
+    firmware: &HostFirmware,
+    rejected: &[Rejected],
 ) -> Result<BootPlan, PlanError> {
     let needs_no_line = options
         .method
@@ -135,14 +157,29 @@ pub fn plan(
         }
         line => line?,
     };
+    let question = Question {
+        image,
+        options,
+        firmware,
+        line: &line,
+    };
     let mut chosen: Option<(BootMethod, String)> = None;
+    let mut lacking: Option<String> = None;
     let mut alternatives = Vec::new();
     for method in MethodName::ALL {
         let asked = options.method == Some(method);
-        let alternative = match (offer(image, method, &line), options.method) {
+        let offer = match rejected.iter().find(|rejected| rejected.method == method) {
+            Some(rejected) => Offer::No(rejected.reason.clone()),
+            None => question.offer(method),
+        };
+        let alternative = match (offer, options.method) {
             (Offer::Yes(found) | Offer::OnRequest(found, _), Some(_)) if asked => {
                 chosen = Some((found, format!("--boot {method}")));
                 continue;
+            }
+            (Offer::NoFirmware(reason), Some(_)) if asked => {
+                let manifest = image.manifest_digest;
+                return Err(PlanError::NoFirmware { manifest, reason });
             }
             (Offer::No(reason), Some(_)) if asked => {
                 let manifest = image.manifest_digest;
@@ -161,6 +198,10 @@ pub fn plan(
             (Offer::Yes(_), Some(other)) => (true, format!("--boot {other} was given")),
             (Offer::OnRequest(_, reason), _) => (true, reason),
             (Offer::No(reason), _) => (false, reason),
+            (Offer::NoFirmware(reason), _) => {
+                lacking.get_or_insert_with(|| reason.clone());
+                (false, reason)
+            }
         };
         alternatives.push(Alternative {
             method,
@@ -169,18 +210,23 @@ pub fn plan(
         });
     }
     let Some((method, reason)) = chosen else {
-        return Err(PlanError::NoMethod {
-            manifest: image.manifest_digest,
-            alternatives,
+        let manifest = image.manifest_digest;
+        return Err(match lacking {
+            Some(reason) => PlanError::NoFirmware { manifest, reason },
+            None => PlanError::NoMethod {
+                manifest,
+                alternatives,
+            },
         });
     };
     let has_words = options.command_line.is_some() || !options.append.as_str().is_empty();
-    if has_words && !matches!(method, BootMethod::Direct(_)) {
+    if has_words && matches!(method, BootMethod::Disk { .. } | BootMethod::Iso { .. }) {
         let method = method.name();
         return Err(PlanError::CommandLineIgnored { method });
     }
     Ok(BootPlan {
         image: image.clone(),
+        notes: offer::notes(&question, &method),
         method,
         reason,
         alternatives,
@@ -220,221 +266,11 @@ fn command_line(
         _ => (CommandLine::default(), CommandLineSource::Nobody),
     };
     let line = line.append(&options.append).map_err(PlanError::Append)?;
+    let line = line
+        .append(&options.append_if_possible)
+        .map_err(PlanError::Append)?;
     Ok((line, source))
 }
 
-fn offer(image: &Image, method: MethodName, line: &(CommandLine, CommandLineSource)) -> Offer {
-    let layer = |role| image.roles.get(role);
-    let lacks = |role: LayerRole| Offer::No(format!("the image has no {role} layer"));
-    let later = |role: LayerRole| match layer(role) {
-        Some(_) => Offer::No(format!("this version does not boot {role} layers yet")),
-        None => lacks(role),
-    };
-    match method {
-        MethodName::Direct => match layer(LayerRole::Kernel) {
-            Some(kernel) => direct(image, kernel, line),
-            None => lacks(LayerRole::Kernel),
-        },
-        MethodName::Disk => match layer(LayerRole::Disk) {
-            Some(disk) => Offer::Yes(BootMethod::Disk { disk: disk.clone() }),
-            None => lacks(LayerRole::Disk),
-        },
-        MethodName::Uki => later(LayerRole::Uki),
-        MethodName::Iso => later(LayerRole::Iso),
-    }
-}
-
-fn direct(image: &Image, kernel: &Descriptor, line: &(CommandLine, CommandLineSource)) -> Offer {
-    let layer = |role| image.roles.get(role).cloned();
-    let (command_line, command_line_from) = line.clone();
-    let parts = DirectBoot {
-        kernel: kernel.clone(),
-        initramfs: layer(LayerRole::Initramfs),
-        command_line,
-        command_line_from,
-        disk: layer(LayerRole::Disk),
-        squashfs: layer(LayerRole::Squashfs),
-    };
-    if parts.initramfs.is_none() && parts.disk.is_none() {
-        let reason = "the kernel has neither an initramfs nor a disk to find its root on";
-        return Offer::No(reason.to_owned());
-    }
-    let method = BootMethod::Direct(parts);
-    if image.roles.is_legacy_combined() {
-        let reason = "the kernel of a legacy combined image is for network boot, not for its disk";
-        return Offer::OnRequest(method, reason.to_owned());
-    }
-    if command_line_from == CommandLineSource::Nobody {
-        let reason = "the image has no command line for its kernel";
-        return Offer::OnRequest(method, reason.to_owned());
-    }
-    Offer::Yes(method)
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::image::Roles;
-    use crate::oci::Manifest;
-    use std::collections::BTreeMap;
-
-    fn image(layers: &[&str]) -> Image {
-        let manifest = Manifest {
-            config: Descriptor::of("c", b"{}"),
-            layers: layers
-                .iter()
-                .map(|kind| {
-                    let media_type = format!("application/vnd.ironcore.image.{kind}");
-                    Descriptor::of(&media_type, kind.as_bytes())
-                })
-                .collect(),
-            annotations: BTreeMap::new(),
-        };
-        let manifest_digest = Digest::of(b"m");
-        Image {
-            reference: "r.io/a:1".parse().unwrap(),
-            index_digest: None,
-            manifest_digest,
-            roles: Roles::of(&manifest, manifest_digest).unwrap(),
-            manifest,
-            architecture: None,
-            variant: None,
-        }
-    }
-
-    fn metadata(layer: Option<&str>, config: Option<&str>) -> Metadata {
-        Metadata {
-            config: ImageConfig {
-                command_line: config.map(str::to_owned),
-                architecture: None,
-            },
-            command_line_layer: layer.map(|text| text.as_bytes().to_vec()),
-        }
-    }
-
-    fn method(layers: &[&str], config: Option<&str>) -> Result<MethodName, PlanError> {
-        let plan = plan(
-            &image(layers),
-            &metadata(None, config),
-            &BootOptions::default(),
-        )?;
-        assert_eq!(plan.alternatives.len(), MethodName::ALL.len() - 1);
-        Ok(plan.method.name())
-    }
-
-    #[test]
-    fn auto_takes_the_first_method_that_the_layers_allow() {
-        let line = Some("console=ttyS0");
-        let all = ["disk.img", "kernel", "initramfs", "squashfs", "uki", "iso"];
-        assert_eq!(method(&all, line).unwrap(), MethodName::Direct);
-        assert_eq!(
-            method(&["kernel", "initramfs"], line).unwrap(),
-            MethodName::Direct
-        );
-        assert_eq!(
-            method(&["kernel", "rootfs"], line).unwrap(),
-            MethodName::Direct
-        );
-        assert_eq!(method(&["rootfs"], line).unwrap(), MethodName::Disk);
-        // Without a command line the kernel would find no console and no root.
-        assert_eq!(method(&all, None).unwrap(), MethodName::Disk);
-        let legacy = [
-            "rootfs.v1alpha1.rootfs",
-            "vmlinuz.v1alpha1.vmlinuz",
-            "initramfs.v1alpha1.initramfs",
-        ];
-        assert_eq!(method(&legacy, line).unwrap(), MethodName::Disk);
-        for none in [
-            &["kernel"][..],
-            &["kernel", "initramfs"],
-            &["uki"],
-            &["squashfs"],
-        ] {
-            assert!(matches!(
-                method(none, None),
-                Err(PlanError::NoMethod { .. })
-            ));
-        }
-    }
-
-    #[test]
-    fn a_method_asked_for_by_name_is_taken_or_refused() {
-        let ask = |layers: &[&str], method| {
-            let options = BootOptions {
-                method: Some(method),
-                ..BootOptions::default()
-            };
-            plan(&image(layers), &Metadata::default(), &options).map(|plan| plan.method.name())
-        };
-        let direct = ask(&["kernel", "initramfs"], MethodName::Direct);
-        assert_eq!(direct.unwrap(), MethodName::Direct);
-        for (layers, method) in [
-            (&["rootfs"][..], MethodName::Direct),
-            (&["kernel"], MethodName::Direct),
-            (&["kernel", "initramfs"], MethodName::Disk),
-            (&["uki"], MethodName::Uki),
-        ] {
-            let refused = ask(layers, method);
-            assert!(matches!(refused, Err(PlanError::NotPossible { .. })));
-        }
-    }
-
-    #[test]
-    fn the_command_line_has_one_source_and_what_is_appended() {
-        let check = |option: Option<&str>, layer, config, expected: (&str, CommandLineSource)| {
-            let options = BootOptions {
-                method: Some(MethodName::Direct),
-                command_line: option.map(|line| line.parse().unwrap()),
-                append: "x".parse().unwrap(),
-            };
-            let image = image(&["kernel", "initramfs", "cmdline"]);
-            let plan = plan(&image, &metadata(layer, config), &options).unwrap();
-            let BootMethod::Direct(direct) = plan.method else {
-                panic!("direct boot was asked for");
-            };
-            assert_eq!(
-                (direct.command_line.as_str(), direct.command_line_from),
-                expected
-            );
-        };
-        let (layer, config) = (Some("l\n"), Some("c\n"));
-        check(Some("o"), layer, config, ("o x", CommandLineSource::Option));
-        check(None, layer, config, ("l x", CommandLineSource::Layer));
-        check(None, None, config, ("c x", CommandLineSource::Config));
-        check(None, None, None, ("x", CommandLineSource::Nobody));
-    }
-
-    #[test]
-    fn a_command_line_that_no_kernel_reads_names_its_blob() {
-        for bad in ["a\nb", "a\0b", &"x".repeat(5000)] {
-            let image = image(&["kernel", "initramfs"]);
-            let error = plan(&image, &metadata(None, Some(bad)), &BootOptions::default());
-            let Err(PlanError::ImageCommandLine { blob, .. }) = error else {
-                panic!("accepted {bad:?}");
-            };
-            assert_eq!(blob, image.manifest.config.digest);
-        }
-    }
-
-    #[test]
-    fn a_disk_asked_for_by_name_boots_whatever_the_command_line_is() {
-        let image = image(&["rootfs"]);
-        let bad = metadata(None, Some("a\nb"));
-        assert!(plan(&image, &bad, &BootOptions::default()).is_err());
-        let disk = BootOptions {
-            method: Some(MethodName::Disk),
-            ..BootOptions::default()
-        };
-        assert!(plan(&image, &bad, &disk).is_ok());
-    }
-
-    #[test]
-    fn words_for_the_kernel_are_refused_where_no_kernel_would_see_them() {
-        let options = BootOptions {
-            append: "quiet".parse().unwrap(),
-            ..BootOptions::default()
-        };
-        let error = plan(&image(&["rootfs"]), &Metadata::default(), &options).unwrap_err();
-        assert!(matches!(error, PlanError::CommandLineIgnored { .. }));
-    }
-}
+mod tests;

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::boot::{CommandLine, MethodName};
-use crate::domain::{DomainName, Forward, FwCfgName, Memory, parse_disk_size};
+use crate::boot::{CommandLine, FirmwareWish, MethodName, UkiStartName};
+use crate::domain::{DomainName, Forward, FwCfgName, LinkName, Memory, OemString, parse_disk_size};
 use crate::image::Variant;
 use crate::oci::{Architecture, Reference, ReferenceError};
 use crate::ops::build::ManifestRequest;
@@ -253,6 +253,18 @@ pub(super) struct ChoiceArgs {
     /// Words to add to the kernel command line
     #[arg(long, value_name = "WORDS")]
     pub append: Vec<CommandLine>,
+    /// Firmware: auto, uefi, uefi-secure (Secure Boot with enrolled keys), bios, or a path of a
+    /// firmware or descriptor file
+    #[arg(
+        long,
+        default_value = "auto",
+        hide_default_value = true,
+        value_name = "FIRMWARE"
+    )]
+    pub firmware: FirmwareWish,
+    /// How a unified kernel image is started
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub uki: Option<UkiWord>,
 }
 
 #[derive(Debug, Args)]
@@ -273,14 +285,21 @@ pub(super) struct MachineArgs {
     /// Credential for the guest's systemd
     #[arg(long, value_name = "ID:VALUE", value_parser = credential)]
     pub set_credential: Vec<Credential>,
-    /// Firmware for disk boot
-    #[arg(long, value_enum, default_value_t = FirmwareWord::Auto)]
-    pub firmware: FirmwareWord,
+    /// Credential for the guest's systemd, from a file
+    #[arg(long, value_name = "ID:FILE", value_parser = credential_file)]
+    pub load_credential: Vec<CredentialFile>,
+    /// String for the guest's SMBIOS tables (type 11)
+    #[arg(long, value_name = "STRING")]
+    pub smbios: Vec<OemString>,
+    /// The guest's host name, for systemd
+    #[arg(long, value_name = "NAME", value_parser = hostname)]
+    pub hostname: Option<String>,
     /// What runs the guest's instructions
     #[arg(long, value_enum, default_value_t = AccelWord::Auto)]
     pub accel: AccelWord,
-    /// Network card: user is QEMU's own network, behind this host's
-    #[arg(long, value_enum, default_value_t = NetworkWord::User)]
+    /// Network card: none, user (QEMU's own network, behind this host's), network=NAME (of
+    /// libvirt's) or bridge=NAME (of this host's)
+    #[arg(long, default_value = "user", value_name = "NETWORK", value_parser = network)]
     pub network: NetworkWord,
 }
 
@@ -306,11 +325,13 @@ pub(super) enum BootWord {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(super) enum FirmwareWord {
-    /// UEFI without Secure Boot
-    Auto,
-    /// UEFI without Secure Boot
-    Uefi,
+pub(super) enum UkiWord {
+    /// Handed to UEFI firmware by the hypervisor
+    Loader,
+    /// Found by UEFI firmware on a small EFI system partition
+    Esp,
+    /// Taken apart, its kernel booted directly without firmware
+    Extract,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -323,12 +344,13 @@ pub(super) enum AccelWord {
     Tcg,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+/// What the network card is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum NetworkWord {
-    /// QEMU's user-mode network
-    User,
-    /// No network card
     None,
+    User,
+    Libvirt(LinkName),
+    Bridge(LinkName),
 }
 
 /// A credential for the guest's systemd.
@@ -341,6 +363,23 @@ pub(super) struct Credential {
 impl std::fmt::Debug for Credential {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}:****", self.name)
+    }
+}
+
+/// A credential for the guest's systemd that is in a file.
+#[derive(Debug, Clone)]
+pub(super) struct CredentialFile {
+    pub name: FwCfgName,
+    pub path: PathBuf,
+}
+
+impl UkiWord {
+    pub(super) fn name(self) -> UkiStartName {
+        match self {
+            Self::Loader => UkiStartName::Loader,
+            Self::Esp => UkiStartName::Esp,
+            Self::Extract => UkiStartName::Extract,
+        }
     }
 }
 
@@ -381,21 +420,60 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds))
 }
 
-/// systemd reads credentials from `fw_cfg` under `opt/io.systemd.credentials/` (systemd(1)).
 fn credential(text: &str) -> Result<Credential, String> {
     let (id, value) = text
         .split_once(':')
         .ok_or_else(|| "not ID:VALUE".to_owned())?;
-    if id.contains('/') {
-        return Err("an ID has no slash".to_owned());
-    }
-    let name = format!("opt/io.systemd.credentials/{id}");
     Ok(Credential {
-        name: name
-            .parse()
-            .map_err(|_| "an ID has at most 28 letters, digits, `.`, `_` and `-`".to_owned())?,
+        name: credential_name(id)?,
         value: value.to_owned(),
     })
+}
+
+fn credential_file(text: &str) -> Result<CredentialFile, String> {
+    let (id, path) = text
+        .split_once(':')
+        .filter(|(_, path)| !path.is_empty())
+        .ok_or_else(|| "not ID:FILE".to_owned())?;
+    Ok(CredentialFile {
+        name: credential_name(id)?,
+        path: path.into(),
+    })
+}
+
+/// systemd reads credentials from `fw_cfg` under `opt/io.systemd.credentials/` (systemd(1)).
+pub(super) fn credential_name(id: &str) -> Result<FwCfgName, String> {
+    if id.is_empty() || id.contains('/') {
+        return Err("an ID has letters, and no slash".to_owned());
+    }
+    format!("opt/io.systemd.credentials/{id}")
+        .parse()
+        .map_err(|_| "an ID has at most 28 letters, digits, `.`, `_` and `-`".to_owned())
+}
+
+/// Parses a host name: letters, digits, hyphens and dots, at most 64 of them (hostname(7)).
+fn hostname(text: &str) -> Result<String, String> {
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+    };
+    if text.len() <= 64 && text.split('.').all(is_label) {
+        return Ok(text.to_owned());
+    }
+    Err("not at most 64 letters, digits, hyphens and dots".to_owned())
+}
+
+fn network(text: &str) -> Result<NetworkWord, String> {
+    let name = |name: &str| name.parse::<LinkName>().map_err(|error| error.to_string());
+    match text.split_once('=') {
+        None if text == "none" => Ok(NetworkWord::None),
+        None if text == "user" => Ok(NetworkWord::User),
+        Some(("network", network)) => Ok(NetworkWord::Libvirt(name(network)?)),
+        Some(("bridge", bridge)) => Ok(NetworkWord::Bridge(name(bridge)?)),
+        _ => Err("not none, user, network=NAME or bridge=NAME".to_owned()),
+    }
 }
 
 #[cfg(test)]
@@ -414,5 +492,28 @@ mod tests {
         assert!(!format!("{credential:?}").contains("secret"));
         assert!(super::credential("a/b:c").is_err());
         assert!(super::credential("no-colon").is_err());
+        assert!(super::credential(":value").is_err());
+    }
+
+    #[test]
+    fn networks_and_host_names_are_read() {
+        let link = |name: &str| name.parse().unwrap();
+        for (text, expected) in [
+            ("none", NetworkWord::None),
+            ("user", NetworkWord::User),
+            ("network=default", NetworkWord::Libvirt(link("default"))),
+            ("bridge=br0", NetworkWord::Bridge(link("br0"))),
+        ] {
+            assert_eq!(network(text), Ok(expected));
+        }
+        for text in ["", "nat", "bridge", "bridge=", "bridge=br0,helper=/bin/sh"] {
+            assert!(network(text).is_err(), "{text}");
+        }
+        for name in ["web", "web-1.example"] {
+            assert_eq!(hostname(name).as_deref(), Ok(name));
+        }
+        for name in ["", "-web", "web-", "a b", "a..b", "a\nb", &"a".repeat(65)] {
+            assert!(hostname(name).is_err(), "{name:?}");
+        }
     }
 }

@@ -13,6 +13,7 @@ mod image_verbs;
 mod doctor;
 mod output;
 mod text;
+mod script;
 mod progress;
 mod terminal;
 mod report;

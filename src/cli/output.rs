@@ -3,8 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use crate::boot::plan::Alternative;
-use crate::boot::{BootMethod, BootPlan, CommandLine};
-use crate::domain::{Boot, DomainSpec, Uefi, UefiImage};
+use crate::boot::{BootMethod, BootPlan, CommandLine, CommandLineSource};
+use crate::domain::{Boot, DomainSpec, Firmware, Uefi, UefiImage};
 use crate::image::{Dropped, Image, LayerRole, Selected};
 use crate::instance::Record;
 use crate::oci::Descriptor;
@@ -88,19 +88,29 @@ fn image_object(image: &Image) -> Value {
 }
 
 fn boot(plan: &BootPlan) -> Value {
-    let (line, from) = match &plan.method {
-        BootMethod::Direct(direct) => (
-            Some(direct.command_line.as_str()),
-            Some(direct.command_line_from.as_str()),
-        ),
-        BootMethod::Disk { .. } => (None, None),
-    };
-    json!({
+    let mut object = json!({
         "method": plan.method.name().as_str(),
-        "command_line": line,
-        "command_line_from": from,
+        "command_line": null,
+        "command_line_from": null,
         "reason": plan.reason,
-    })
+        "notes": plan.notes,
+    });
+    match &plan.method {
+        BootMethod::Direct(direct) => {
+            object["command_line"] = json!(direct.command_line.as_str());
+            object["command_line_from"] = json!(direct.command_line_from.as_str());
+        }
+        BootMethod::Uki(uki) => {
+            object["uki"] = json!(uki.start.name().as_str());
+            if let Some(line) = &uki.command_line {
+                object["command_line"] = json!(line.as_str());
+                object["command_line_from"] = json!(CommandLineSource::Option.as_str());
+            }
+            object["append"] = json!(uki.append.as_str());
+        }
+        BootMethod::Disk { .. } | BootMethod::Iso { .. } => {}
+    }
+    object
 }
 
 fn alternative(alternative: &Alternative) -> Value {
@@ -135,7 +145,7 @@ fn dropped(dropped: &Dropped) -> Value {
 
 /// The files of an instance, with absolute paths.
 pub(super) fn staged(spec: &DomainSpec) -> Value {
-    let (kernel, initramfs, command_line) = match &spec.boot {
+    let (kernel, initramfs, uki, command_line) = match &spec.boot {
         Boot::Kernel {
             kernel,
             initramfs,
@@ -143,18 +153,23 @@ pub(super) fn staged(spec: &DomainSpec) -> Value {
         } => (
             Some(kernel),
             initramfs.as_ref(),
+            None,
             Some(command_line.as_str()),
         ),
         Boot::Uki {
             uki, command_line, ..
         } => (
-            Some(uki),
             None,
+            None,
+            Some(uki),
             command_line.as_ref().map(CommandLine::as_str),
         ),
-        Boot::Disk(_) => (None, None, None),
+        Boot::Disk(_) => (None, None, None, None),
     };
-    let firmware = spec.boot.uefi().map(firmware);
+    let firmware = match &spec.boot {
+        Boot::Disk(Firmware::Bios) => Some(json!({"mode": "bios"})),
+        boot => boot.uefi().map(firmware),
+    };
     let disks: Vec<Value> = spec
         .disks
         .iter()
@@ -168,6 +183,8 @@ pub(super) fn staged(spec: &DomainSpec) -> Value {
                 "virtual_size_bytes": disk.virtual_size_bytes,
                 "read_only": disk.read_only,
                 "serial": disk.serial,
+                "bus": disk.bus,
+                "boots": disk.boots,
             })
         })
         .collect();
@@ -181,10 +198,12 @@ pub(super) fn staged(spec: &DomainSpec) -> Value {
         "directory": spec.directory,
         "kernel": kernel,
         "initramfs": initramfs,
+        "uki": uki,
         "command_line": command_line,
         "firmware": firmware,
         "disks": disks,
         "fw_cfg": fw_cfg,
+        "smbios": spec.oem_strings,
     })
 }
 
@@ -220,6 +239,7 @@ pub(super) fn instance(record: &Record, state: Option<&str>) -> Value {
         "boot": spec.provenance.method,
         "architecture": spec.machine,
         "accelerator": spec.accelerator,
+        "accelerator_reason": record.accelerator_reason,
         "cpus": spec.cpus,
         "memory_mib": spec.memory,
         "console_log": spec.console_log(),

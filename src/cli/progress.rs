@@ -136,6 +136,15 @@ impl Drawing {
                     }
                 }
             }
+            Progress::MethodRejected { method, reason } => {
+                self.line(&format!("passing over {method} boot: {reason}"));
+            }
+            Progress::WordsLeftOut { words } => {
+                self.line(&format!(
+                    "nothing can be added to the UKI's command line as it is started; \
+                     left out {words}"
+                ));
+            }
             Progress::ConsoleAdded { parameter } => {
                 self.line(&format!(
                     "the image's command line names no console; added {parameter}"

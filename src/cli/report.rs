@@ -154,6 +154,10 @@ fn causes(error: &OpsError) -> Vec<String> {
     causes
 }
 
+fn install_firmware() -> Option<String> {
+    hint("install UEFI firmware: on Debian `apt-get install ovmf qemu-efi-aarch64`")
+}
+
 fn hint(text: &str) -> Option<String> {
     Some(text.to_owned())
 }
@@ -182,10 +186,7 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
         OpsError::Stage(error) => stage(error),
         OpsError::Instance(error) => instance(error),
         OpsError::Hypervisor(error) => hypervisor(error),
-        OpsError::Firmware(FirmwareError::None { .. }) => (
-            Kind::Host,
-            hint("install UEFI firmware: on Debian `apt-get install ovmf qemu-efi-aarch64`"),
-        ),
+        OpsError::Firmware(FirmwareError::None { .. }) => (Kind::Host, install_firmware()),
         OpsError::Firmware(FirmwareError::Named { .. }) => (
             Kind::Usage,
             hint("`ironboot doctor` shows the firmware that this host has"),
@@ -235,6 +236,7 @@ fn plan(error: &crate::boot::PlanError) -> (Kind, Option<String>) {
             Kind::Unbootable,
             hint("`ironboot plan IMAGE` shows what is possible"),
         ),
+        PlanError::NoFirmware { .. } => (Kind::Host, install_firmware()),
         PlanError::CommandLineIgnored { .. } => (
             Kind::Usage,
             hint("leave them out, or boot the kernel with --boot direct"),
@@ -280,7 +282,27 @@ fn stage(error: &StageError) -> (Kind, Option<String>) {
         StageError::Store(error) => store(error),
         StageError::File(error) => file(error, Kind::Store),
         StageError::Missing { .. } => (Kind::Store, hint("pull the image again")),
+        StageError::Unsigned { .. } => (
+            Kind::Unbootable,
+            hint("leave out --firmware uefi-secure to boot it unverified"),
+        ),
+        StageError::NoStarter {
+            is_ruled_out: true, ..
+        } => (
+            Kind::Unbootable,
+            hint("leave out --firmware, or choose another one"),
+        ),
+        StageError::NoStarter { .. } => (Kind::Host, install_firmware()),
+        StageError::UkiCommandLine { .. } => (Kind::InvalidImage, None),
+        StageError::UkiWords { .. } => (
+            Kind::Unbootable,
+            hint("leave out --append, or start it with --uki loader or --uki extract"),
+        ),
         StageError::DiskSize { .. } | StageError::NoDisk => (Kind::Usage, None),
+        StageError::NoSmbios => (
+            Kind::Usage,
+            hint("boot it through firmware, with --boot uki or --boot disk"),
+        ),
         StageError::NoFirmware | StageError::Overlay { .. } => (Kind::Host, None),
     }
 }

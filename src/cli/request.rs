@@ -1,7 +1,11 @@
 //! From what was typed to the library's requests.
 
-use crate::boot::{BootOptions, CommandLine};
-use crate::cli::args::{AccelWord, ChoiceArgs, FirmwareWord, ImageArgs, MachineArgs, NetworkWord};
+use std::path::Path;
+
+use crate::boot::{BootOptions, CommandLine, FirmwareWish, MethodName};
+use crate::cli::args::{
+    AccelWord, ChoiceArgs, ImageArgs, MachineArgs, NetworkWord, UkiWord, credential_name,
+};
 use crate::cli::environment;
 use crate::cli::report::{Kind, Report};
 use crate::domain::{Accelerator, DomainName, Forward, FwCfgName, Nic};
@@ -15,6 +19,8 @@ use crate::stage::GuestFile;
 
 /// Largest Ignition config that is read, in bytes.
 const MAX_IGNITION_BYTES: u64 = 16 << 20;
+/// What all credentials of a system may come to, in bytes (systemd's `CREDENTIALS_TOTAL_SIZE_MAX`).
+const MAX_CREDENTIALS_BYTES: u64 = 1 << 20;
 
 /// The image that is meant, and how it is to boot.
 pub(super) fn image_request(
@@ -38,10 +44,36 @@ pub(super) fn image_request(
             variant: choice.variant,
         },
         boot: BootOptions {
-            method: choice.boot.method(),
+            method: method(choice)?,
             command_line: choice.cmdline.clone(),
             append,
+            append_if_possible: CommandLine::default(),
+            console: None,
+            firmware: firmware(&choice.firmware)?,
+            uki: choice.uki.map(UkiWord::name),
         },
+    })
+}
+
+/// The boot method: `--uki` says how to start a UKI, so it asks for one.
+fn method(choice: &ChoiceArgs) -> Result<Option<MethodName>, Report> {
+    match (choice.boot.method(), choice.uki) {
+        (None, Some(_)) => Ok(Some(MethodName::Uki)),
+        (Some(MethodName::Uki) | None, _) | (_, None) => Ok(choice.boot.method()),
+        (Some(other), Some(_)) => Err(Report::usage(format!(
+            "--uki says how to start a UKI, and --boot {other} was given"
+        ))),
+    }
+}
+
+/// Firmware is remembered, so its file must not depend on where we were called.
+fn firmware(wish: &FirmwareWish) -> Result<FirmwareWish, Report> {
+    Ok(match wish {
+        FirmwareWish::File(path) => FirmwareWish::File(
+            environment::absolute(path)
+                .map_err(|error| Report::usage(format!("no directory: {error}")))?,
+        ),
+        word => word.clone(),
     })
 }
 
@@ -67,22 +99,14 @@ pub(super) fn instance_request(
     machine: MachineArgs,
     name: DomainName,
 ) -> Result<InstanceRequest, Report> {
-    let image = image_request(context, image.reference, &image.choice)?;
-    // Both words mean the one kind of firmware that this version looks for.
-    let (FirmwareWord::Auto | FirmwareWord::Uefi) = machine.firmware;
-    let mut guest_files = Vec::new();
-    if let Some(path) = &machine.ignition {
-        let content = files::read_small(path, MAX_IGNITION_BYTES)?
-            .ok_or_else(|| Report::usage(format!("no such file: {}", path.display())))?;
-        // The key by which Ignition finds its config under QEMU.
-        let name = "opt/com.coreos/config";
-        let name = name.parse::<FwCfgName>()?;
-        guest_files.push(GuestFile { name, content });
+    let mut image = image_request(context, image.reference, &image.choice)?;
+    if let Some(name) = &machine.hostname {
+        // systemd of 246 and later; those of 254 and later read the credential as well.
+        let words = format!("systemd.hostname={name}");
+        let words = words.parse::<CommandLine>();
+        image.boot.append_if_possible = words.map_err(|error| Report::usage(error.to_string()))?;
     }
-    guest_files.extend(machine.set_credential.iter().map(|credential| GuestFile {
-        name: credential.name.clone(),
-        content: credential.value.clone().into_bytes(),
-    }));
+    let guest_files = guest_files(&machine)?;
     Ok(InstanceRequest {
         name,
         image,
@@ -96,16 +120,74 @@ pub(super) fn instance_request(
                 AccelWord::Tcg => Some(Accelerator::Tcg),
             },
             nic: match machine.network {
+                NetworkWord::None => None,
                 NetworkWord::User => Some(Nic::User {
                     forwards: Vec::new(),
                 }),
-                NetworkWord::None => None,
+                NetworkWord::Libvirt(name) => Some(Nic::Network(name)),
+                NetworkWord::Bridge(name) => Some(Nic::Bridge(name)),
             },
             guest_files,
+            oem_strings: machine.smbios,
             ensure_console: false,
         },
         ephemeral: false,
     })
+}
+
+/// What the guest is given: its Ignition config and its credentials.
+fn guest_files(machine: &MachineArgs) -> Result<Vec<GuestFile>, Report> {
+    let mut guest_files = Vec::new();
+    if let Some(path) = &machine.ignition {
+        // The key by which Ignition finds its config under QEMU.
+        let name = "opt/com.coreos/config";
+        guest_files.push(GuestFile {
+            name: name.parse::<FwCfgName>()?,
+            content: read(path, MAX_IGNITION_BYTES)?,
+        });
+    }
+    let mut credentials = Vec::new();
+    for credential in &machine.set_credential {
+        credentials.push(GuestFile {
+            name: credential.name.clone(),
+            content: credential.value.clone().into_bytes(),
+        });
+    }
+    for credential in &machine.load_credential {
+        credentials.push(GuestFile {
+            name: credential.name.clone(),
+            content: read(&credential.path, MAX_CREDENTIALS_BYTES)?,
+        });
+    }
+    if let Some(name) = &machine.hostname {
+        credentials.push(GuestFile {
+            name: credential_name("system.hostname").map_err(Report::usage)?,
+            content: name.clone().into_bytes(),
+        });
+    }
+    let total: usize = credentials.iter().map(|file| file.content.len()).sum();
+    if total as u64 > MAX_CREDENTIALS_BYTES {
+        return Err(Report::usage(format!(
+            "credentials have {total} bytes, and systemd takes {MAX_CREDENTIALS_BYTES} of all together"
+        )));
+    }
+    for (place, credential) in credentials.iter().enumerate() {
+        if credentials[..place]
+            .iter()
+            .any(|other| other.name == credential.name)
+        {
+            let name = &credential.name;
+            return Err(Report::usage(format!("credential is given twice: {name}")));
+        }
+    }
+    guest_files.extend(credentials);
+    Ok(guest_files)
+}
+
+/// Reads a file that the user names.
+fn read(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, Report> {
+    files::read_small(path, limit_bytes)?
+        .ok_or_else(|| Report::usage(format!("no such file: {}", path.display())))
 }
 
 /// Adds forwarded ports to the machine's network card.
@@ -113,7 +195,7 @@ pub(super) fn forward(machine: &mut MachineRequest, publish: Vec<Forward>) -> Re
     match &mut machine.nic {
         Some(Nic::User { forwards }) => *forwards = publish,
         _ if publish.is_empty() => {}
-        _ => return Err(Report::usage("--publish needs a network card".to_owned())),
+        _ => return Err(Report::usage("--publish needs --network user".to_owned())),
     }
     Ok(())
 }

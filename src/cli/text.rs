@@ -1,18 +1,15 @@
 //! What people read on standard output: plans, tables, shell commands.
 
-use std::ffi::OsString;
 use std::fmt;
 use std::path::Path;
 
-use base64::prelude::{BASE64_STANDARD, Engine};
 use indicatif::HumanBytes;
 
-use crate::boot::{BootMethod, BootPlan};
+use crate::boot::{BootMethod, BootPlan, UkiStart};
 use crate::domain::{Boot, DomainSpec, Firmware, UefiImage};
 use crate::image::{LayerRole, Selected, role};
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
-use crate::stage::GuestFile;
 use crate::store::Store;
 
 /// Lays out rows in columns, the first row being the heading.
@@ -83,12 +80,35 @@ pub(super) fn plan(selected: &Selected, plan: &BootPlan, store: &Store) -> Strin
     let inner = selected.through.iter();
     let inner = inner.map(|index| vec!["inner index".to_owned(), index.to_string()]);
     rows.splice(1..1, inner);
-    if let BootMethod::Direct(direct) = &plan.method {
-        let from = direct.command_line_from.as_str();
-        rows.push(vec![
-            "command line".to_owned(),
-            format!("{} (from {from})", direct.command_line),
-        ]);
+    match &plan.method {
+        BootMethod::Direct(direct) => {
+            let from = direct.command_line_from.as_str();
+            rows.push(vec![
+                "command line".to_owned(),
+                format!("{} (from {from})", direct.command_line),
+            ]);
+        }
+        BootMethod::Uki(uki) => {
+            let how = match uki.start {
+                UkiStart::Loader(_) => "handed to UEFI firmware",
+                UkiStart::Esp(_) => "on an EFI system partition, for UEFI firmware to find",
+                UkiStart::Extract => "taken apart, its kernel booted directly",
+            };
+            rows.push(row(&["uki", how]));
+            let line = match &uki.command_line {
+                Some(line) => format!("{line} (from option)"),
+                None => "the UKI's own".to_owned(),
+            };
+            let added = match uki.append.as_str() {
+                "" => String::new(),
+                words => format!(", with {words}"),
+            };
+            rows.push(vec!["command line".to_owned(), line + &added]);
+        }
+        BootMethod::Disk { .. } | BootMethod::Iso { .. } => {}
+    }
+    for note in &plan.notes {
+        rows.push(row(&["note", note]));
     }
     let mut text = table(&rows);
     text.push_str("\nlayers:\n");
@@ -312,58 +332,6 @@ pub(super) fn inspection(reference: &str, inspection: &Inspection, store: &Store
     text
 }
 
-/// What a `run` would do, as shell commands that can be run by hand.
-///
-/// What the guest is given stands in it as well, secrets not excepted.
-pub(super) fn script(spec: &DomainSpec, guest_files: &[GuestFile], command: &[OsString]) -> String {
-    let quoted = |path: &Path| quote(&path.display().to_string());
-    let directory = quoted(&spec.directory);
-    let mut steps = vec![
-        format!("mkdir -p -m 700 {directory}"),
-        format!("cd {directory}"),
-    ];
-    for disk in &spec.disks {
-        if let Some(backing) = &disk.backing {
-            steps.push(format!(
-                "qemu-img create -q -f qcow2 -F {} -b {} {} {}",
-                backing.format.as_str(),
-                quoted(&backing.file),
-                quoted(&disk.file),
-                disk.virtual_size_bytes
-            ));
-        }
-    }
-    if let Some(UefiImage::Split {
-        vars,
-        vars_template: template,
-        ..
-    }) = spec.boot.uefi().map(|uefi| &uefi.image)
-    {
-        let (template, vars) = (quoted(template), quoted(vars));
-        steps.push(format!("cp --no-preserve=mode {template} {vars}"));
-    }
-    for (entry, guest_file) in spec.fw_cfg.iter().zip(guest_files) {
-        let content = BASE64_STANDARD.encode(&guest_file.content);
-        let file = quoted(&entry.file);
-        steps.push(format!("(umask 077 && echo {content} | base64 -d >{file})"));
-    }
-    let words: Vec<String> = command
-        .iter()
-        .map(|word| quote(&word.to_string_lossy()))
-        .collect();
-    steps.push(words.join(" "));
-    steps.join(" &&\n") + "\n"
-}
-
-/// A word as a POSIX shell reads it back.
-fn quote(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=,@%+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -377,26 +345,5 @@ mod tests {
         ];
         assert_eq!(table(&rows), "NAME         STATE\na-long-name  x\nb\n");
         assert_eq!(table(&[]), "");
-    }
-
-    #[test]
-    fn quoted_words_are_one_word_to_a_shell() {
-        let words = [
-            "plain-1.2/x",
-            "",
-            "two words",
-            "it's",
-            "$(id)`id`\"\\",
-            "a\nb",
-            "é",
-        ];
-        let script: Vec<String> = words.iter().map(|word| quote(word)).collect();
-        let output = std::process::Command::new("sh")
-            .arg("-c")
-            .arg(format!("printf '%s\\0' {}", script.join(" ")))
-            .output()
-            .unwrap();
-        let expected: String = words.iter().map(|word| format!("{word}\0")).collect();
-        assert_eq!(String::from_utf8(output.stdout).unwrap(), expected);
     }
 }

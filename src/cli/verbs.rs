@@ -9,7 +9,9 @@ use crate::cli::progress::{Amount, Drawing};
 use crate::cli::report::Report;
 use crate::cli::request::{forward, generated_name, image_request, instance_request};
 use crate::cli::terminal::{self, Left, Signals, Sink};
-use crate::cli::{Ended, Output, doctor, environment, image_verbs, open_hypervisor, output, text};
+use crate::cli::{
+    Ended, Output, doctor, environment, image_verbs, open_hypervisor, output, script, text,
+};
 use crate::domain::{DomainName, DomainSpec};
 use crate::host::Host;
 use crate::hypervisor::qemu::{self, Qemu};
@@ -161,7 +163,7 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
 async fn plan(context: &Context<'_>, image: ImageArgs) -> Result<Ended, Report> {
     let request = image_request(context, image.reference, &image.choice)?;
     let resolved = resolve::resolve(context, &request).await?;
-    let plan = resolved.plan?;
+    let plan = resolved.planner.plan(&[])?;
     let selected = &resolved.selected;
     Ok(Ended::with(
         text::plan(selected, &plan, &context.store),
@@ -182,7 +184,7 @@ async fn pull(
         let request = image_request(context, reference, choice)?;
         let pulled = pull::pull(context, &request, extent).await?;
         lines.push_str(&format!("{}\n", pulled.selected.image.manifest_digest));
-        let plan = pulled.plan.as_ref().ok();
+        let plan = pulled.plan.as_ref().ok().map(|(plan, _)| plan);
         let fetched = Some(pulled.fetched_bytes);
         objects.push(output::plan(
             &pulled.selected,
@@ -237,7 +239,7 @@ async fn dry_define(
     request: &InstanceRequest,
     uri: &str,
 ) -> Result<Ended, Report> {
-    let (_, spec) = prepare::describe(context, request).await?;
+    let (_, spec, _) = prepare::describe(context, request).await?;
     let xml = domain_xml(uri, &spec).await?;
     let json = json!({"xml": xml, "staged": output::staged(&spec)});
     Ok(Ended::with(xml, json))
@@ -258,7 +260,7 @@ async fn domain_xml(uri: &str, _spec: &DomainSpec) -> Result<String, Report> {
 }
 
 async fn dry_run_of(context: &Context<'_>, request: &InstanceRequest) -> Result<Ended, Report> {
-    let (plan, spec) = prepare::describe(context, request).await?;
+    let (plan, spec, own) = prepare::describe(context, request).await?;
     let command = qemu::args::command(&spec)?;
     let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
     let missing: u64 = plan
@@ -273,10 +275,7 @@ async fn dry_run_of(context: &Context<'_>, request: &InstanceRequest) -> Result<
         "missing_bytes": missing,
         "staged": output::staged(&spec),
     });
-    Ok(Ended::with(
-        text::script(&spec, &request.machine.guest_files, &command),
-        json,
-    ))
+    Ok(Ended::with(script::script(&spec, &own, &command), json))
 }
 
 async fn run_image(
@@ -292,6 +291,21 @@ async fn run_image(
         number = signals.next() => return Ok(interrupted(number)),
     };
     let running = run::start(context, made).await?;
+    let watched = tokio::select! {
+        found = run::watch(&running) => found,
+        number = signals.next() => {
+            run::finish(context, running).await?;
+            return Ok(interrupted(number));
+        }
+    };
+    let found = match watched {
+        Ok(found) => found,
+        Err(error) => {
+            run::finish(context, running).await?;
+            return Err(error.into());
+        }
+    };
+    let running = run::settle(context, running, found).await?;
     let record = running.record.clone();
     let spec = &record.spec;
     if detach {

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::domain::DomainSpec;
 use crate::hypervisor::{DomainState, Hypervisor, HypervisorError};
+use crate::ops::accelerator;
 use crate::ops::prepare::{IfDifferent, InstanceRequest, Prepared, prepare};
 use crate::ops::{Context, OpsError, Progress};
 
@@ -53,7 +54,7 @@ pub async fn define(
     if_different: IfDifferent,
     then: Then,
 ) -> Result<(Prepared, DomainState), OpsError> {
-    let prepared = prepare(context, request, Some(hypervisor), if_different).await?;
+    let mut prepared = prepare(context, request, Some(hypervisor), if_different).await?;
     let spec = &prepared.record.spec;
     let defined = match reachable(spec, hypervisor).await {
         Ok(()) => hypervisor.define(spec).await,
@@ -68,9 +69,9 @@ pub async fn define(
     }
     let state = hypervisor.state(spec).await?;
     if then == Then::Start && state != DomainState::Running {
-        hypervisor.start(spec).await?;
-        (context.report)(Progress::Started(spec.name.clone()));
-        let state = hypervisor.state(spec).await?;
+        accelerator::start(context, hypervisor, &mut prepared.record).await?;
+        (context.report)(Progress::Started(request.name.clone()));
+        let state = hypervisor.state(&prepared.record.spec).await?;
         return Ok((prepared, state));
     }
     Ok((prepared, state))

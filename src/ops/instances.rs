@@ -4,7 +4,7 @@ use crate::domain::DomainName;
 use crate::files::Wait;
 use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop, qemu};
 use crate::instance::{InstanceError, Record};
-use crate::ops::{Context, OpsError, Progress, blocking};
+use crate::ops::{Context, OpsError, Progress, accelerator, blocking};
 
 /// An instance and what it does.
 #[derive(Debug)]
@@ -62,13 +62,13 @@ pub fn find(
 pub async fn start(context: &Context<'_>, name: &DomainName) -> Result<Record, OpsError> {
     let (instances, locked) = (context.instances.clone(), name.clone());
     let _lock = blocking(move || instances.lock(&locked, Wait::ForEver)).await?;
-    let (record, hypervisor) = find(context, name)?;
+    let (mut record, hypervisor) = find(context, name)?;
     // A crash may have come between the instance and its definition.
     if hypervisor.state(&record.spec).await? == DomainState::Unknown {
         hypervisor.define(&record.spec).await?;
     }
     if hypervisor.state(&record.spec).await? != DomainState::Running {
-        hypervisor.start(&record.spec).await?;
+        accelerator::start(context, &*hypervisor, &mut record).await?;
         (context.report)(Progress::Started(name.clone()));
     }
     Ok(record)

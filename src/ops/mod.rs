@@ -1,11 +1,13 @@
 //! The use cases, one file a verb or a step that several verbs share. They join the edges, print
 //! nothing, and tell what happens through [`Progress`].
 
+pub mod accelerator;
 pub mod build;
 pub mod console;
 pub mod define;
 pub mod doctor;
 mod fetch;
+pub mod planner;
 pub mod images;
 pub mod instances;
 pub mod prepare;

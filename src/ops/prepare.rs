@@ -3,19 +3,23 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
-use crate::boot::{BootMethod, BootPlan, PlanError};
-use crate::domain::{Accelerator, DomainName, DomainSpec, Machine, Memory, Nic, Provenance, Uuid};
+use crate::boot::{BootMethod, BootPlan, Rejected};
+use crate::domain::{
+    Accelerator, DomainName, DomainSpec, Machine, Memory, Nic, OemString, Provenance, Uuid,
+};
 use crate::files::{FileError, Wait};
-use crate::firmware::{self, FirmwareChoice, UefiRequest};
+use crate::host::AcceleratorChoice;
 use crate::hypervisor::{Hypervisor, Owner};
 use crate::image::Selected;
 use crate::instance::{InstanceError, NameLock, Record};
 use crate::oci::{Descriptor, Digest};
+use crate::ops::accelerator;
 use crate::ops::instances::{self, IfRunning};
+use crate::ops::planner::Planner;
 use crate::ops::pull::{self, Extent};
 use crate::ops::resolve::{ImageRequest, Resolved, resolve};
 use crate::ops::{Context, OpsError, Progress, blocking};
-use crate::stage::{self, GuestFile, Inspected, Parts, StagedBoot};
+use crate::stage::{self, GuestFile, Inspected, OwnFile, Parts, StagedBoot};
 
 /// The machine that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +36,8 @@ pub struct MachineRequest {
     pub nic: Option<Nic>,
     /// What the guest is given.
     pub guest_files: Vec<GuestFile>,
+    /// What the guest reads in its SMBIOS tables.
+    pub oem_strings: Vec<OemString>,
     /// Whether a command line without `console=` gets one for the serial port.
     pub ensure_console: bool,
 }
@@ -91,15 +97,29 @@ pub async fn prepare(
     let (machine, resolved) = resolve_for(context, request).await?;
     let architecture = &request.image.wanted.architecture;
     let pulled = pull::pull_resolved(context, resolved, architecture, Extent::Needed).await?;
-    let plan = pulled.plan?;
-    let spec = specify(context, request, &plan, &pulled.inspected, machine)?;
-    let record = Record {
+    let (plan, inspected) = pulled.plan?;
+    let choice = accelerator(context, request, machine).await?;
+    let accelerator_reason = choice.reason;
+    let (spec, own) = specify(
+        context,
+        request,
+        (&plan, &inspected),
+        &pulled.planner,
+        (machine, choice.accelerator),
+    )?;
+    let mut record = Record {
         schema_version: 1,
         spec,
         hypervisor: hypervisor.map(Hypervisor::name),
         ephemeral: request.ephemeral,
+        accelerator_asked: request.machine.accelerator.is_some(),
+        accelerator_reason,
     };
     let mut present = context.instances.find(&request.name)?;
+    if let (Some(present), None) = (&present, request.machine.accelerator) {
+        // Whichever it has will do, since none is asked for.
+        record.spec.accelerator = present.spec.accelerator;
+    }
     let difference = present
         .as_ref()
         .and_then(|present| difference(present, &record));
@@ -123,14 +143,8 @@ pub async fn prepare(
             Some(hypervisor) => hypervisor.file_owner().await?,
             None => None,
         };
-        let digests = pinned(&pulled.top.digest, &plan);
-        make(
-            context,
-            &record,
-            &request.machine.guest_files,
-            owner,
-            digests,
-        )?;
+        let digests = pinned(&pulled.top.digest, &pulled.selected, &plan);
+        make(context, &record, &own, owner, digests)?;
     }
     Ok(Prepared {
         record,
@@ -142,16 +156,31 @@ pub async fn prepare(
     })
 }
 
-/// Says what [`prepare`] would make, without making it.
+/// Says what [`prepare`] would make, without making it: the plan, the VM, and its own files.
 pub async fn describe(
     context: &Context<'_>,
     request: &InstanceRequest,
-) -> Result<(BootPlan, DomainSpec), OpsError> {
+) -> Result<(BootPlan, DomainSpec, Vec<OwnFile>), OpsError> {
     let (machine, resolved) = resolve_for(context, request).await?;
-    let plan = resolved.plan?;
-    let inspected = look(context, &plan, request)?;
-    let spec = specify(context, request, &plan, &inspected, machine)?;
-    Ok((plan, spec))
+    let planner = &resolved.planner;
+    let (plan, inspected) = look(context, planner, request)?;
+    let machine = (
+        machine,
+        accelerator(context, request, machine).await?.accelerator,
+    );
+    let (spec, own) = specify(context, request, (&plan, &inspected), planner, machine)?;
+    Ok((plan, spec, own))
+}
+
+/// Chooses the accelerator, and tells.
+async fn accelerator(
+    context: &Context<'_>,
+    request: &InstanceRequest,
+    machine: Machine,
+) -> Result<AcceleratorChoice, OpsError> {
+    let choice = accelerator::choose(context, machine, request.machine.accelerator).await?;
+    (context.report)(Progress::Accelerator(choice.clone()));
+    Ok(choice)
 }
 
 /// Resolves the image for the machine that is asked for.
@@ -160,60 +189,63 @@ async fn resolve_for(
     request: &InstanceRequest,
 ) -> Result<(Machine, Resolved), OpsError> {
     let machine = Machine::try_from(&request.image.wanted.architecture)?;
-    let mut resolved = resolve(context, &request.image).await?;
+    let mut image = request.image.clone();
     if request.machine.ensure_console {
-        add_console(context, &mut resolved.plan, machine)?;
+        let console = format!("console={}", machine.serial_console());
+        image.boot.console = Some(console.parse().expect("a device's name is a command line"));
     }
-    Ok((machine, resolved))
+    Ok((machine, resolve(context, &image).await?))
 }
 
-/// Inspects the blobs if they are all here, and presumes what they are if not.
+/// Plans, and inspects the blobs if they are all here; presumes what they are if not.
 fn look(
     context: &Context<'_>,
-    plan: &BootPlan,
+    planner: &Planner,
     request: &InstanceRequest,
-) -> Result<Inspected, OpsError> {
-    let blobs = plan.method.blobs();
-    if !blobs.iter().all(|blob| context.store.seems_to_have(blob)) {
-        return Ok(stage::presume(plan));
+) -> Result<(BootPlan, Inspected), OpsError> {
+    let mut rejected: Vec<Rejected> = Vec::new();
+    loop {
+        let plan = planner.plan(&rejected)?;
+        let blobs = plan.method.blobs();
+        if !blobs.iter().all(|blob| context.store.seems_to_have(blob)) {
+            let inspected = stage::presume(&plan, planner.host());
+            return Ok((plan, inspected));
+        }
+        let architecture = &request.image.wanted.architecture;
+        let find = |blob: &Descriptor| context.store.peek(blob);
+        match stage::inspect(&plan, architecture, planner.host(), &find) {
+            Ok(inspected) => return Ok((plan, inspected)),
+            Err(error) if error.rules_out_the_method() && planner.is_free() => {
+                let (method, reason) = (plan.method.name(), error.to_string());
+                rejected.push(Rejected { method, reason });
+            }
+            Err(error) => return Err(error.into()),
+        }
     }
-    let architecture = &request.image.wanted.architecture;
-    let find = |blob: &Descriptor| context.store.peek(blob);
-    Ok(stage::inspect(plan, architecture, &find)?)
 }
 
-/// Adds a `console=` for the serial port where the command line of direct boot has none.
-fn add_console(
-    context: &Context<'_>,
-    plan: &mut Result<BootPlan, PlanError>,
-    machine: Machine,
-) -> Result<(), PlanError> {
-    if let Ok(plan) = plan
-        && let BootMethod::Direct(direct) = &mut plan.method
-        && !direct.command_line.has_parameter("console")
-    {
+/// Tells what was added to a command line, or could not be.
+fn tell_words(context: &Context<'_>, plan: &BootPlan, inspected: &Inspected, machine: Machine) {
+    let (console_added, left_out) = match (&plan.method, &inspected.uki) {
+        (BootMethod::Direct(direct), _) => (direct.console_added, None),
+        (BootMethod::Uki(boot), Some(uki)) => {
+            let stub_version = uki.content.as_ref().and_then(|uki| uki.stub_version);
+            // What is wrong with them is said by whoever describes the files.
+            let words = boot.words(&uki.command_line, stub_version);
+            let words = words.unwrap_or_default();
+            (
+                words.console_added && words.left_out.is_none(),
+                words.left_out,
+            )
+        }
+        _ => (false, None),
+    };
+    if console_added {
         let parameter = format!("console={}", machine.serial_console());
-        let words = parameter.parse().map_err(PlanError::Append)?;
-        direct.command_line = direct
-            .command_line
-            .append(&words)
-            .map_err(PlanError::Append)?;
         (context.report)(Progress::ConsoleAdded { parameter });
     }
-    Ok(())
-}
-
-fn find_firmware(
-    context: &Context<'_>,
-    plan: &BootPlan,
-    machine: Machine,
-) -> Result<Option<FirmwareChoice>, OpsError> {
-    match plan.method {
-        BootMethod::Direct(_) => Ok(None),
-        BootMethod::Disk { .. } => {
-            let survey = firmware::survey(&context.firmware_directories, machine)?;
-            Ok(Some(survey.choose(&UefiRequest::Plain)?))
-        }
+    if let Some(words) = left_out {
+        (context.report)(Progress::WordsLeftOut { words });
     }
 }
 
@@ -221,17 +253,18 @@ fn find_firmware(
 fn specify(
     context: &Context<'_>,
     request: &InstanceRequest,
-    plan: &BootPlan,
-    inspected: &Inspected,
-    machine: Machine,
-) -> Result<DomainSpec, OpsError> {
-    let firmware = find_firmware(context, plan, machine)?;
+    (plan, inspected): (&BootPlan, &Inspected),
+    planner: &Planner,
+    (machine, accelerator): (Machine, Accelerator),
+) -> Result<(DomainSpec, Vec<OwnFile>), OpsError> {
     let parts = Parts {
         plan,
         inspected,
-        firmware: firmware.as_ref(),
+        machine,
+        firmware: planner.firmware(),
         disk_size_bytes: request.machine.disk_size_bytes,
         guest_files: &request.machine.guest_files,
+        oem_strings: &request.machine.oem_strings,
     };
     let name = request.name.clone();
     let directory = context.instances.directory(&name);
@@ -240,25 +273,23 @@ fn specify(
         boot,
         disks,
         fw_cfg,
+        oem_strings,
+        own,
     } = staged;
-    let choice = context
-        .host
-        .accelerator(machine, request.machine.accelerator)
-        .map_err(|reason| OpsError::NoKvm { reason })?;
-    (context.report)(Progress::Accelerator(choice.clone()));
+    tell_words(context, plan, inspected, machine);
     let image = &plan.image;
-    Ok(DomainSpec {
+    let spec = DomainSpec {
         uuid: Uuid::of(&format!("ironboot {}", directory.display())),
         name,
         machine,
-        accelerator: choice.accelerator,
+        accelerator,
         cpus: request.machine.cpus,
         memory: request.machine.memory,
         boot,
         disks,
         nic: request.machine.nic.clone(),
         fw_cfg,
-        oem_strings: Vec::new(),
+        oem_strings,
         directory,
         provenance: Provenance {
             reference: image.reference.to_string(),
@@ -266,15 +297,17 @@ fn specify(
             manifest_digest: image.manifest_digest,
             method: plan.method.name().to_string(),
         },
-    })
+    };
+    Ok((spec, own))
 }
 
 /// What an instance keeps in the store: the documents and every blob that it boots with.
-fn pinned(top: &Digest, plan: &BootPlan) -> BTreeSet<Digest> {
+fn pinned(top: &Digest, selected: &Selected, plan: &BootPlan) -> BTreeSet<Digest> {
     plan.method
         .blobs()
         .iter()
         .map(|blob| blob.digest)
+        .chain(selected.through.iter().copied())
         .chain([
             *top,
             plan.image.manifest_digest,
@@ -308,6 +341,10 @@ fn difference(present: &Record, wanted: &Record) -> Option<&'static str> {
         ),
         (was.nic != is.nic, "it has another network card"),
         (was.fw_cfg != is.fw_cfg, "its guest is given other files"),
+        (
+            was.oem_strings != is.oem_strings,
+            "its guest is given other SMBIOS strings",
+        ),
         (true, "it is another machine"),
     ];
     differences
@@ -320,7 +357,7 @@ fn difference(present: &Record, wanted: &Record) -> Option<&'static str> {
 fn make(
     context: &Context<'_>,
     record: &Record,
-    guest_files: &[GuestFile],
+    own: &[OwnFile],
     owner: Option<Owner>,
     digests: BTreeSet<Digest>,
 ) -> Result<(), OpsError> {
@@ -328,9 +365,9 @@ fn make(
     context.store.pin(name.as_str(), digests)?;
     let result = (|| {
         let draft = context.instances.draft()?;
-        let own = stage::create(&record.spec, guest_files, draft.path())?;
+        let made = stage::create(own, draft.path())?;
         if let Some(Owner { uid, gid }) = owner {
-            for path in own {
+            for path in made {
                 std::os::unix::fs::chown(&path, Some(uid), Some(gid))
                     .map_err(FileError::of("change the owner of", &path))?;
             }

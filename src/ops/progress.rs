@@ -1,5 +1,6 @@
 //! What a use case tells while it works. The program draws it; the library prints nothing.
 
+use crate::boot::{CommandLine, MethodName};
 use crate::domain::DomainName;
 use crate::host::AcceleratorChoice;
 use crate::oci::{Digest, Reference};
@@ -48,6 +49,18 @@ pub enum Progress {
     BlobDone {
         /// The blob.
         blob: Digest,
+    },
+    /// A boot method was passed over, because a blob is not what its layer says.
+    MethodRejected {
+        /// The method.
+        method: MethodName,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Words that could not be added to a command line.
+    WordsLeftOut {
+        /// The words.
+        words: CommandLine,
     },
     /// The command line had no `console=`, so one was added.
     ConsoleAdded {

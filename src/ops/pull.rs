@@ -3,15 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::boot::{BootPlan, PlanError};
+use crate::boot::{BootPlan, Rejected};
 use crate::image::{Image, LayerRole, Roles, Selected, Variant, architecture};
 use crate::oci::{Architecture, Descriptor, Digest, Index};
 use crate::ops::fetch::{self, Item};
+use crate::ops::planner::Planner;
 use crate::ops::resolve::{ImageRequest, Resolved, resolve};
 use crate::ops::tree::{self, Found, Node};
 use crate::ops::{Context, OpsError, Progress, blocking};
 use crate::source::Source;
-use crate::stage::{self, Inspected};
+use crate::stage::{self, Inspected, StageError};
 use crate::store::{Lease, StoredImage};
 
 /// How much of an image is wanted.
@@ -29,10 +30,10 @@ pub enum Extent {
 pub struct Pulled {
     /// The image and what was passed over for it.
     pub selected: Selected,
-    /// How it boots; an error only with [`Extent::All`].
-    pub plan: Result<BootPlan, PlanError>,
-    /// What its blobs are.
-    pub inspected: Inspected,
+    /// Says how it boots.
+    pub planner: Planner,
+    /// How it boots, and what its blobs are; an error only with [`Extent::All`].
+    pub plan: Result<(BootPlan, Inspected), OpsError>,
     /// What the reference led to.
     pub top: Descriptor,
     /// Bytes that were fetched for it.
@@ -52,68 +53,180 @@ pub async fn pull(
 }
 
 /// Pulls what was resolved before.
+///
+/// Where the method was left to the image and a blob is not what its layer says, the next method
+/// is tried.
 pub async fn pull_resolved(
     context: &Context<'_>,
     resolved: Resolved,
     architecture: &Architecture,
     extent: Extent,
 ) -> Result<Pulled, OpsError> {
-    let plan = match (resolved.plan, extent) {
-        (Err(error), Extent::Needed) => return Err(error.into()),
-        (plan, _) => plan,
-    };
-    let (selected, top) = (resolved.selected, resolved.top);
+    let image = &resolved.selected.image;
+    let documents = resolved.documents.iter();
+    let mut on_the_way: Vec<Descriptor> = documents.map(|(document, _)| document.clone()).collect();
+    let manifest = on_the_way
+        .pop()
+        .expect("the chosen manifest is the last of what was read");
     let mut wish = Wish {
         documents: resolved.documents,
         images: Vec::new(),
     };
-    let needed = plan
-        .as_ref()
-        .map(|plan| plan.method.blobs())
-        .unwrap_or_default();
-    wish.images
-        .push(chosen(&wish, &selected.image, &needed, extent));
     if let (Extent::All, Some(index)) = (extent, &resolved.index) {
-        wish.add_others(context, &*resolved.source, &top, index)
+        wish.add_others(context, &*resolved.source, &resolved.top, index)
             .await?;
     }
-    let leased = wish.digests();
-    let (store, digests) = (context.store.clone(), leased.clone());
-    let lease = Arc::new(blocking(move || store.lease(digests)).await?);
-    let filled = fill(context, &*resolved.source, &selected.image, &wish, &lease).await;
-    let result = filled.and_then(|fetched_bytes| {
-        let inspected = match &plan {
-            Ok(plan) => stage::inspect(plan, architecture, &|blob| lease.blob(blob))?,
-            Err(_) => Inspected::default(),
-        };
-        let reference = &selected.image.reference;
-        let store = &context.store;
-        let dropped = store.put_reference(reference, &top, wish.images, context.now)?;
-        // What the tag led to before is of no use to anybody else.
-        store.remove_unneeded(dropped)?;
-        Ok((fetched_bytes, inspected))
-    });
-    match result {
-        Ok((fetched_bytes, inspected)) => Ok(Pulled {
-            selected,
+    let mut attempt = Attempt {
+        context,
+        source: &*resolved.source,
+        planner: &resolved.planner,
+        image,
+        manifest,
+        indexes: on_the_way.into_iter().skip(1).collect(),
+        architecture,
+        extent,
+        wish,
+        leased: BTreeSet::new(),
+        fetched_bytes: 0,
+    };
+    let pulled = attempt.pull(&resolved.top).await;
+    let (leased, fetched_bytes) = (attempt.leased, attempt.fetched_bytes);
+    match pulled {
+        Ok((plan, lease)) => Ok(Pulled {
+            selected: resolved.selected,
+            planner: resolved.planner,
             plan,
-            inspected,
-            top,
+            top: resolved.top,
             fetched_bytes,
             lease,
         }),
         Err(error) => {
-            drop(lease);
-            if !error.is_retryable() {
-                let store = context.store.clone();
-                blocking(move || {
-                    store.remove_partials(leased.iter().copied())?;
-                    store.remove_unneeded(leased)
-                })
-                .await?;
+            if !error.is_retryable() && !leased.is_empty() {
+                clear(context, leased).await?;
             }
             Err(error)
         }
+    }
+}
+
+/// Removes what an attempt has fetched and nobody needs.
+async fn clear(context: &Context<'_>, leased: BTreeSet<Digest>) -> Result<(), OpsError> {
+    let store = context.store.clone();
+    blocking(move || {
+        store.remove_partials(leased.iter().copied())?;
+        store.remove_unneeded(leased)
+    })
+    .await?;
+    Ok(())
+}
+
+/// One pull, by as many boot methods as it takes.
+struct Attempt<'a> {
+    context: &'a Context<'a>,
+    source: &'a dyn Source,
+    planner: &'a Planner,
+    image: &'a Image,
+    manifest: Descriptor,
+    /// The indexes between the top document and the manifest.
+    indexes: Vec<Descriptor>,
+    architecture: &'a Architecture,
+    extent: Extent,
+    wish: Wish,
+    /// Everything that a lease was taken of.
+    leased: BTreeSet<Digest>,
+    fetched_bytes: u64,
+}
+
+impl Attempt<'_> {
+    async fn pull(
+        &mut self,
+        top: &Descriptor,
+    ) -> Result<(Result<(BootPlan, Inspected), OpsError>, Arc<Lease>), OpsError> {
+        let mut rejected: Vec<Rejected> = Vec::new();
+        let mut first: Option<OpsError> = None;
+        let mut told = 0;
+        loop {
+            let plan = self.planner.plan(&rejected).map_err(|error| {
+                // One method that failed by its content tells more than the list of all.
+                match (first.take(), rejected.len()) {
+                    (Some(first), 1) => first,
+                    _ => error.into(),
+                }
+            });
+            let plan = match plan {
+                Err(error) if self.extent == Extent::Needed => return Err(error),
+                plan => plan,
+            };
+            if plan.is_ok() {
+                for Rejected { method, reason } in &rejected[told..] {
+                    let (method, reason) = (*method, reason.clone());
+                    (self.context.report)(Progress::MethodRejected { method, reason });
+                }
+                told = rejected.len();
+            }
+            let needed = match &plan {
+                Ok(plan) => plan.method.blobs(),
+                Err(_) => Vec::new(),
+            };
+            let chosen = chosen(
+                (&self.manifest, &self.indexes),
+                self.image,
+                &needed,
+                self.extent,
+            );
+            let (lease, images) = self.fill(chosen).await?;
+            let plan = match plan {
+                Ok(plan) => match self.inspect(&plan, &lease) {
+                    Ok(inspected) => Ok((plan, inspected)),
+                    Err(error) if error.rules_out_the_method() && self.planner.is_free() => {
+                        let method = plan.method.name();
+                        let reason = error.to_string();
+                        rejected.push(Rejected { method, reason });
+                        first.get_or_insert(error.into());
+                        continue;
+                    }
+                    Err(error) if self.extent == Extent::All => Err(error.into()),
+                    Err(error) => return Err(error.into()),
+                },
+                Err(error) => Err(error),
+            };
+            let reference = &self.image.reference;
+            let store = &self.context.store;
+            let mut unneeded = store.put_reference(reference, top, images, self.context.now)?;
+            // What a method needed that was rejected, and what the tag led to before.
+            unneeded.extend(&self.leased);
+            store.remove_unneeded(unneeded)?;
+            return Ok((plan, lease));
+        }
+    }
+
+    /// Puts everything that is wished for, and `chosen`, into the store.
+    async fn fill(
+        &mut self,
+        chosen: StoredImage,
+    ) -> Result<(Arc<Lease>, Vec<StoredImage>), OpsError> {
+        let images: Vec<StoredImage> = std::iter::once(chosen)
+            .chain(self.wish.images.iter().cloned())
+            .collect();
+        let digests = self.wish.digests(&images);
+        let (store, leased) = (self.context.store.clone(), digests.clone());
+        let lease = Arc::new(blocking(move || store.lease(leased)).await?);
+        self.leased.extend(&digests);
+        self.fetched_bytes += fill(
+            self.context,
+            self.source,
+            self.image,
+            &self.wish.documents,
+            &images,
+            &lease,
+        )
+        .await?;
+        Ok((lease, images))
+    }
+
+    fn inspect(&self, plan: &BootPlan, lease: &Lease) -> Result<Inspected, StageError> {
+        let find = |blob: &Descriptor| lease.blob(blob);
+        stage::inspect(plan, self.architecture, self.planner.host(), &find)
     }
 }
 
@@ -121,12 +234,17 @@ pub async fn pull_resolved(
 struct Wish {
     /// Index and manifests, each before those that it names.
     documents: Vec<(Descriptor, Vec<u8>)>,
-    /// The images with the blobs that are wanted of them.
+    /// The other images, whole.
     images: Vec<StoredImage>,
 }
 
 /// The chosen image: its config and command line always, and the layers that are wanted.
-fn chosen(wish: &Wish, image: &Image, needed: &[&Descriptor], extent: Extent) -> StoredImage {
+fn chosen(
+    on_the_way: (&Descriptor, &[Descriptor]),
+    image: &Image,
+    needed: &[&Descriptor],
+    extent: Extent,
+) -> StoredImage {
     let command_line = image.roles.get(LayerRole::CommandLine);
     let blobs = image.manifest.blobs().into_iter().filter(|blob| {
         extent == Extent::All
@@ -134,11 +252,10 @@ fn chosen(wish: &Wish, image: &Image, needed: &[&Descriptor], extent: Extent) ->
             || Some(*blob) == command_line
             || needed.contains(blob)
     });
-    let mut on_the_way = wish.documents.iter().map(|(document, _)| document.clone());
-    let manifest = on_the_way.next_back();
+    let (manifest, indexes) = on_the_way;
     StoredImage {
-        manifest: manifest.expect("the chosen manifest is the last of what was read"),
-        indexes: on_the_way.skip(1).collect(),
+        manifest: manifest.clone(),
+        indexes: indexes.to_vec(),
         architecture: image.architecture.clone().map(|(word, _)| word),
         variant: image.variant.map(|(variant, _)| variant.to_string()),
         blobs: blobs.cloned().collect(),
@@ -197,15 +314,10 @@ impl Wish {
         Ok(())
     }
 
-    fn digests(&self) -> BTreeSet<Digest> {
+    fn digests(&self, images: &[StoredImage]) -> BTreeSet<Digest> {
         let documents = self.documents.iter().map(|(document, _)| document.digest);
-        documents
-            .chain(self.blobs().map(|blob| blob.digest))
-            .collect()
-    }
-
-    fn blobs(&self) -> impl Iterator<Item = &Descriptor> {
-        self.images.iter().flat_map(|image| &image.blobs)
+        let blobs = images.iter().flat_map(|image| &image.blobs);
+        documents.chain(blobs.map(|blob| blob.digest)).collect()
     }
 }
 
@@ -214,12 +326,14 @@ async fn fill(
     context: &Context<'_>,
     source: &dyn Source,
     image: &Image,
-    wish: &Wish,
+    documents: &[(Descriptor, Vec<u8>)],
+    images: &[StoredImage],
     lease: &Arc<Lease>,
 ) -> Result<u64, OpsError> {
     let mut seen = BTreeSet::new();
-    let missing: Vec<Item> = wish
-        .blobs()
+    let missing: Vec<Item> = images
+        .iter()
+        .flat_map(|image| &image.blobs)
         .filter(|blob| seen.insert(blob.digest) && !context.store.seems_to_have(blob))
         .map(|blob| Item {
             descriptor: blob.clone(),
@@ -242,7 +356,7 @@ async fn fill(
         .collect();
     let fetched = fetch::fetch(context, &image.reference, source, lease, missing).await?;
     // Parents after their children, so that a crash leaves no document without its blobs.
-    for (descriptor, bytes) in wish.documents.iter().rev() {
+    for (descriptor, bytes) in documents.iter().rev() {
         let (lease, descriptor) = (Arc::clone(lease), descriptor.clone());
         let bytes = bytes.clone();
         blocking(move || lease.put(&descriptor, &bytes)).await?;

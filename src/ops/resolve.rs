@@ -5,13 +5,14 @@ use std::collections::btree_map::Entry;
 
 use futures_util::StreamExt;
 
+use crate::boot::BootOptions;
 use crate::boot::plan::Metadata;
-use crate::boot::{BootOptions, BootPlan, PlanError, plan};
 use crate::image::config::{ImageConfig, MAX_CONFIG_BYTES, Rest};
 use crate::image::select::{Candidate, SelectError, Wanted, may_fit, select};
 use crate::image::{Dropped, LayerRole, Roles, Selected, architecture};
 use crate::oci::manifest::MAX_DOCUMENT_BYTES;
 use crate::oci::{Architecture, Descriptor, Digest, Document, Index, Reference, manifest};
+use crate::ops::planner::Planner;
 use crate::ops::tree::{self, Found, MAX_TOTAL_BYTES, Node, is_entrys_fault, stored};
 use crate::ops::{Context, OpsError, Progress};
 use crate::source::{self, RawDocument, Source, Wanted as Which};
@@ -45,8 +46,8 @@ pub struct Resolved {
     pub documents: Vec<(Descriptor, Vec<u8>)>,
     /// The index, if there is one.
     pub index: Option<Index>,
-    /// How it boots, or why it does not.
-    pub plan: Result<BootPlan, PlanError>,
+    /// Says how it boots.
+    pub planner: Planner,
 }
 
 /// Resolves, selects and plans. Fetches no layer but the command line's.
@@ -89,14 +90,20 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
         documents.extend(read.documents.remove(digest));
     }
     let metadata = read_metadata(context, &*source, &selected, configs).await?;
-    let plan = plan(&selected.image, &metadata, &request.boot);
+    let planner = Planner::new(
+        context,
+        &selected.image,
+        metadata,
+        &request.boot,
+        &request.wanted.architecture,
+    )?;
     Ok(Resolved {
         source,
         selected,
         top,
         documents,
         index: whole_index,
-        plan,
+        planner,
     })
 }
 

@@ -4,6 +4,7 @@ use crate::files::{Lock, Wait};
 use crate::hypervisor::qemu::{self, Qemu};
 use crate::hypervisor::{Hypervisor, HypervisorError, Stop};
 use crate::instance::Record;
+use crate::ops::accelerator::{self, Begun, Found};
 use crate::ops::prepare::{IfDifferent, InstanceRequest, prepare};
 use crate::ops::{Context, OpsError, Progress, instances};
 
@@ -21,6 +22,8 @@ pub struct Running {
     pub record: Record,
     /// Held while the `run` lives, so that its instance is not swept away.
     run_lock: Lock,
+    /// Whether it is in doubt that the guest gets going.
+    is_watched: bool,
 }
 
 /// Makes the instance. It is not there before this returns, so whoever is told to end may drop
@@ -42,17 +45,50 @@ pub async fn make(context: &Context<'_>, request: &InstanceRequest) -> Result<Ma
 pub async fn start(context: &Context<'_>, made: Made) -> Result<Running, OpsError> {
     let Made { record, run_lock } = made;
     let name = record.spec.name.clone();
-    let running = Running { record, run_lock };
-    match Qemu.start(&running.record.spec).await {
-        Ok(()) => {
+    let mut running = Running {
+        record,
+        run_lock,
+        is_watched: false,
+    };
+    match accelerator::begin(context, &Qemu, &mut running.record).await {
+        Ok(begun) => {
+            running.is_watched = begun == Begun::ToBeWatched;
             (context.report)(Progress::Started(name));
             Ok(running)
         }
         // It runs already, so it is not ours to end.
-        Err(error @ HypervisorError::Running { .. }) => Err(error.into()),
+        Err(error @ OpsError::Hypervisor(HypervisorError::Running { .. })) => Err(error),
         Err(error) => {
             finish(context, running).await?;
-            Err(error.into())
+            Err(error)
+        }
+    }
+}
+
+/// Waits until it shows whether the guest gets going, where that is in doubt. May be dropped.
+pub async fn watch(running: &Running) -> Result<Option<Found>, OpsError> {
+    if !running.is_watched {
+        return Ok(None);
+    }
+    Ok(Some(accelerator::watch(&Qemu, &running.record.spec).await?))
+}
+
+/// Acts on what [`watch`] found: a VM that does not get going under KVM is started again without.
+///
+/// Runs to its end, as [`start`] does. If the VM does not start, an ephemeral instance is gone.
+pub async fn settle(
+    context: &Context<'_>,
+    mut running: Running,
+    found: Option<Found>,
+) -> Result<Running, OpsError> {
+    let Some(found) = found else {
+        return Ok(running);
+    };
+    match accelerator::settle(context, &Qemu, &mut running.record, found).await {
+        Ok(()) => Ok(running),
+        Err(error) => {
+            finish(context, running).await?;
+            Err(error)
         }
     }
 }

@@ -1,28 +1,40 @@
 //! From a plan and its blobs to files that a VM can open.
 //!
-//! [`inspect`] looks at the blobs, [`describe`] says which files the VM will have (and touches
-//! nothing), [`create`] makes those of them that are the VM's own.
+//! [`inspect()`] looks at the blobs, [`describe()`] says which files the VM will have (and touches
+//! nothing), [`create`] makes those of them that are the VM's own:
+//!
+//! ```text
+//! disk-0.qcow2          overlay of the image's disk
+//! esp.img               EFI system partition with the UKI
+//! kernel, initramfs     taken out of the UKI
+//! vars.fd, firmware.fd  copies of what firmware writes to
+//! fw_cfg-<hash>         what the guest is given
+//! ```
 
+mod describe;
+mod esp;
+mod inspect;
 mod overlay;
 
-use std::fs::{self, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
+pub use describe::{Parts, describe};
+pub use esp::partition_bytes as esp_bytes;
+pub use inspect::{Find, Inspected, InspectedUki, Starter, inspect, presume};
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::boot::{BootMethod, BootPlan};
-use crate::content::disk::{DiskContent, DiskLayout};
-use crate::content::{self, ContentError, Sample};
-use crate::domain::{
-    Backing, Boot, Disk, DiskBus, DiskFormat, DomainSpec, Firmware, FwCfg, FwCfgName, Serial, Uefi,
-    UefiImage,
-};
+use crate::boot::CommandLineError;
+use crate::boot::uki::WordsError;
+use crate::content::ContentError;
+use crate::content::uki::Piece;
+use crate::domain::{Backing, Boot, Disk, FwCfg, FwCfgName, OemString};
 use crate::files::{self, FileError};
-use crate::firmware::{FirmwareChoice, FirmwareFiles};
-use crate::oci::{Architecture, Descriptor, Digest};
-use crate::store::{Blob, Store, StoreError};
+use crate::oci::Digest;
+use crate::store::StoreError;
 
 /// Why a VM's files could not be made.
 #[derive(Debug, Error)]
@@ -42,6 +54,42 @@ pub enum StageError {
         /// The blob.
         blob: Digest,
     },
+    /// The firmware would not start it.
+    #[error("uki {blob} is not signed, and firmware with Secure Boot on starts nothing else")]
+    Unsigned {
+        /// The blob.
+        blob: Digest,
+    },
+    /// Nothing that this host has, or that was asked for, starts the disk.
+    #[error("disk {blob} has {loaders}, and {reason}")]
+    NoStarter {
+        /// The blob.
+        blob: Digest,
+        /// What it can be started by.
+        loaders: &'static str,
+        /// Why that is not to be had.
+        reason: String,
+        /// Whether other firmware was asked for, where the host may have what it takes.
+        is_ruled_out: bool,
+    },
+    /// The command line in a UKI is none that a kernel takes.
+    #[error("the command line in uki {blob} is not usable")]
+    UkiCommandLine {
+        /// The blob.
+        blob: Digest,
+        /// What is wrong with it.
+        #[source]
+        source: CommandLineError,
+    },
+    /// Words that can not reach the kernel in a UKI.
+    #[error("uki {blob} can not be given a command line with --append")]
+    UkiWords {
+        /// The blob.
+        blob: Digest,
+        /// Why not.
+        #[source]
+        source: WordsError,
+    },
     /// A disk can not be made smaller than the image's.
     #[error("--disk-size {asked_bytes} is smaller than the image's disk of {image_bytes} bytes")]
     DiskSize {
@@ -53,8 +101,11 @@ pub enum StageError {
     /// `--disk-size` for an image without a disk.
     #[error("--disk-size was given, but the image boots without a disk of its own")]
     NoDisk,
-    /// The plan boots a disk, and there is no firmware to do it.
-    #[error("disk boot needs firmware")]
+    /// SMBIOS strings for a guest that would not see them.
+    #[error("a kernel that is booted directly on arm64 reads no SMBIOS tables")]
+    NoSmbios,
+    /// The plan boots by UEFI firmware, and there is none.
+    #[error("this boot needs UEFI firmware")]
     NoFirmware,
     /// An overlay that the format can not express.
     #[error("can not make overlay {path} of {size_bytes} bytes on {base}")]
@@ -68,11 +119,18 @@ pub enum StageError {
     },
 }
 
-/// What [`inspect`] found.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Inspected {
-    /// The image's disk, if the plan uses it.
-    pub disk: Option<DiskContent>,
+impl StageError {
+    /// Tells whether only this boot method is out of the question, so that another one may be
+    /// tried: the content is not what its layer says, and could not have done harm. What is not
+    /// signed is another matter: whoever asks for Secure Boot wants to know.
+    #[must_use]
+    pub fn rules_out_the_method(&self) -> bool {
+        match self {
+            Self::Content(error) => !error.is_unsafe(),
+            Self::NoStarter { .. } | Self::UkiCommandLine { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// What the guest is given through `fw_cfg`.
@@ -93,260 +151,118 @@ pub struct StagedBoot {
     pub disks: Vec<Disk>,
     /// What the guest is given.
     pub fw_cfg: Vec<FwCfg>,
+    /// What the guest reads in its SMBIOS tables.
+    pub oem_strings: Vec<OemString>,
+    /// The files among these that are the VM's own, and what makes them.
+    pub own: Vec<OwnFile>,
 }
 
-/// What a VM's files are made of.
-#[derive(Debug, Clone, Copy)]
-pub struct Parts<'a> {
-    /// The plan.
-    pub plan: &'a BootPlan,
-    /// What its blobs are.
-    pub inspected: &'a Inspected,
-    /// Firmware for disk boot.
-    pub firmware: Option<&'a FirmwareChoice>,
-    /// Size of the VM's disk in bytes, if it is to be larger than the image's.
-    pub disk_size_bytes: Option<u64>,
-    /// What the guest is given.
-    pub guest_files: &'a [GuestFile],
+/// A file that is the VM's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnFile {
+    /// Where it will be.
+    pub path: PathBuf,
+    /// What is in it.
+    pub content: OwnContent,
 }
 
-/// Looks into the blobs of a plan, as `find` finds them. Errors if one of them could not work, or would do harm.
-pub fn inspect(
-    plan: &BootPlan,
-    architecture: &Architecture,
-    find: &dyn Fn(&Descriptor) -> Result<Option<Blob>, StoreError>,
-) -> Result<Inspected, StageError> {
-    let sample = |descriptor: &Descriptor| -> Result<Sample, StageError> {
-        let blob = descriptor.digest;
-        let found = find(descriptor)?.ok_or(StageError::Missing { blob })?;
-        sample(&found)
-    };
-    let mut inspected = Inspected::default();
-    match &plan.method {
-        BootMethod::Direct(direct) => {
-            content::kernel::check(&sample(&direct.kernel)?, architecture)?;
-            if let Some(initramfs) = &direct.initramfs {
-                sample(initramfs)?.refuse_zeros("initramfs")?;
-            }
-            if let Some(squashfs) = &direct.squashfs {
-                content::check_squashfs(&sample(squashfs)?)?;
-            }
-            if let Some(disk) = &direct.disk {
-                inspected.disk = Some(content::disk::probe(&sample(disk)?)?);
-            }
-        }
-        BootMethod::Disk { disk } => {
-            let sample = sample(disk)?;
-            sample.refuse_zeros("disk")?;
-            inspected.disk = Some(content::disk::probe(&sample)?);
-        }
-    }
-    Ok(inspected)
-}
-
-fn sample(blob: &Blob) -> Result<Sample, StageError> {
-    let size_bytes = blob.size_bytes();
-    let mut file = blob.open()?;
-    let mut tail = Vec::new();
-    file.seek(SeekFrom::Start(
-        size_bytes.saturating_sub(content::TAIL_BYTES),
-    ))
-    .and_then(|_| file.take(content::TAIL_BYTES).read_to_end(&mut tail))
-    .map_err(FileError::of("read", blob.path()))?;
-    Ok(Sample {
-        digest: blob.digest(),
-        head: blob.head(content::HEAD_BYTES)?,
-        tail,
-        size_bytes,
-    })
-}
-
-/// What [`inspect`] would find if the disk is what most are: raw. For a dry run before the pull.
-#[must_use]
-pub fn presume(plan: &BootPlan) -> Inspected {
-    let disk = match &plan.method {
-        BootMethod::Direct(direct) => direct.disk.as_ref(),
-        BootMethod::Disk { disk } => Some(disk),
-    };
-    Inspected {
-        disk: disk.map(|disk| DiskContent {
-            format: DiskFormat::Raw,
-            virtual_size_bytes: disk.size,
-            layout: DiskLayout::Unknown,
-        }),
-    }
-}
-
-/// Says which files the VM in `directory` has. Touches nothing.
-pub fn describe(
-    parts: &Parts<'_>,
-    store: &Store,
-    directory: &Path,
-) -> Result<StagedBoot, StageError> {
-    let blob = |descriptor: &Descriptor| store.blob_path(&descriptor.digest);
-    let mut disks = Vec::new();
-    let boot = match &parts.plan.method {
-        BootMethod::Direct(direct) => {
-            if let Some(disk) = &direct.disk {
-                disks.push(overlay_disk(parts, blob(disk), directory)?);
-            }
-            if let Some(squashfs) = &direct.squashfs {
-                disks.push(Disk {
-                    file: blob(squashfs),
-                    format: DiskFormat::Raw,
-                    backing: None,
-                    virtual_size_bytes: squashfs.size,
-                    read_only: true,
-                    serial: Some(machineboot()),
-                    bus: DiskBus::Virtio,
-                    boots: false,
-                });
-            }
-            Boot::Kernel {
-                kernel: blob(&direct.kernel),
-                initramfs: direct.initramfs.as_ref().map(blob),
-                command_line: direct.command_line.clone(),
-            }
-        }
-        BootMethod::Disk { disk } => {
-            disks.push(overlay_disk(parts, blob(disk), directory)?);
-            let choice = parts.firmware.ok_or(StageError::NoFirmware)?;
-            disks[0].boots = true;
-            Boot::Disk(Firmware::Uefi(Uefi {
-                image: uefi_image(&choice.files, directory),
-                secure_boot: choice.secure_boot,
-                smm: choice.smm,
-            }))
-        }
-    };
-    if parts.disk_size_bytes.is_some() && parts.inspected.disk.is_none() {
-        return Err(StageError::NoDisk);
-    }
-    let fw_cfg = parts
-        .guest_files
-        .iter()
-        .map(|guest_file| FwCfg {
-            name: guest_file.name.clone(),
-            file: guest_file_path(guest_file, directory),
-        })
-        .collect();
-    Ok(StagedBoot {
-        boot,
-        disks,
-        fw_cfg,
-    })
-}
-
-fn uefi_image(files: &FirmwareFiles, directory: &Path) -> UefiImage {
-    match files.clone() {
-        FirmwareFiles::Split {
-            code,
-            vars_template,
-            format,
-        } => UefiImage::Split {
-            code,
-            vars: directory.join("vars.fd"),
-            vars_template,
-            format,
-        },
-        FirmwareFiles::Stateless { code, format } => UefiImage::Stateless { code, format },
-        FirmwareFiles::Combined { template, format } => UefiImage::Combined {
-            file: directory.join("vars.fd"),
-            template,
-            format,
-        },
-        FirmwareFiles::Memory { rom } => UefiImage::Memory { rom },
-    }
-}
-
-fn overlay_disk(parts: &Parts<'_>, base: PathBuf, directory: &Path) -> Result<Disk, StageError> {
-    let content = parts.inspected.disk.as_ref().ok_or(StageError::NoDisk)?;
-    let image_bytes = content.virtual_size_bytes;
-    let virtual_size_bytes = match parts.disk_size_bytes {
-        Some(asked_bytes) if asked_bytes < image_bytes => {
-            return Err(StageError::DiskSize {
-                asked_bytes,
-                image_bytes,
-            });
-        }
-        // Disks have whole sectors.
-        Some(asked_bytes) => asked_bytes.next_multiple_of(512),
-        None => image_bytes,
-    };
-    Ok(Disk {
-        file: directory.join("disk-0.qcow2"),
-        format: DiskFormat::Qcow2,
-        backing: Some(Backing {
-            file: base,
-            format: content.format,
-        }),
-        virtual_size_bytes,
-        read_only: false,
-        serial: None,
-        bus: DiskBus::Virtio,
-        boots: false,
-    })
-}
-
-/// The serial number by which a live system finds its squashfs:
-/// `/dev/disk/by-id/virtio-machineboot`, which is what published command lines name.
-fn machineboot() -> Serial {
-    "machineboot"
-        .parse()
-        .expect("11 letters are a serial number")
-}
-
-/// The file is named by its content, so that a spec with other content is another spec.
-fn guest_file_path(guest_file: &GuestFile, directory: &Path) -> PathBuf {
-    let hash = &Digest::of(&guest_file.content).hex()[..16];
-    directory.join(format!("fw_cfg-{hash}"))
+/// What is in a file that is the VM's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OwnContent {
+    /// Nothing yet: what the guest writes, over a base.
+    Overlay {
+        /// Size as the guest sees it, in bytes.
+        size_bytes: u64,
+        /// The base.
+        backing: Backing,
+    },
+    /// What is in another file.
+    Copy {
+        /// The other file.
+        of: PathBuf,
+    },
+    /// Pieces of another file, one after the other.
+    Pieces {
+        /// The other file.
+        of: PathBuf,
+        /// Its pieces.
+        pieces: Vec<Piece>,
+    },
+    /// A disk with an EFI system partition.
+    Esp {
+        /// What firmware starts from it.
+        loader: PathBuf,
+        /// Its size in bytes.
+        loader_bytes: u64,
+        /// Its name in `EFI/BOOT`.
+        name: &'static str,
+    },
+    /// These bytes.
+    Bytes(Vec<u8>),
 }
 
 /// Makes the VM's own files in `draft`, which will be renamed to the spec's directory.
 ///
-/// Returns those that the VM writes or reads as its own, for the hypervisor's user to be given.
-pub fn create(
-    spec: &DomainSpec,
-    guest_files: &[GuestFile],
-    draft: &Path,
-) -> Result<Vec<PathBuf>, StageError> {
-    let in_draft = |path: &Path| draft.join(path.file_name().unwrap_or_default());
-    let mut own = Vec::new();
-    for disk in &spec.disks {
-        if let Some(backing) = &disk.backing {
-            let path = in_draft(&disk.file);
-            overlay::create(&path, disk.virtual_size_bytes, backing)?;
-            own.push(path);
+/// Returns where they are, for the hypervisor's user to be given.
+pub fn create(own: &[OwnFile], draft: &Path) -> Result<Vec<PathBuf>, StageError> {
+    let mut made = Vec::new();
+    for OwnFile { path, content } in own {
+        let path = draft.join(path.file_name().unwrap_or_default());
+        match content {
+            OwnContent::Overlay {
+                size_bytes,
+                backing,
+            } => overlay::create(&path, *size_bytes, backing)?,
+            OwnContent::Copy { of } => {
+                let content = fs::read(of).map_err(FileError::of("read", of))?;
+                write_private(&path, |file| file.write_all(&content))?;
+            }
+            OwnContent::Pieces { of, pieces } => copy_pieces(of, pieces, &path)?,
+            OwnContent::Esp {
+                loader,
+                loader_bytes,
+                name,
+            } => {
+                let mut source = File::open(loader).map_err(FileError::of("read", loader))?;
+                write_private(&path, |file| {
+                    esp::write(file, &mut source, *loader_bytes, name)
+                })?;
+            }
+            OwnContent::Bytes(content) => write_private(&path, |file| file.write_all(content))?,
         }
-    }
-    if let Some(UefiImage::Split {
-        vars,
-        vars_template: template,
-        ..
-    }) = spec.boot.uefi().map(|uefi| &uefi.image)
-    {
-        let path = in_draft(vars);
-        let content = fs::read(template).map_err(FileError::of("read", template))?;
-        write_private(&path, &content)?;
-        own.push(path);
-    }
-    for guest_file in guest_files {
-        let path = guest_file_path(guest_file, draft);
-        write_private(&path, &guest_file.content)?;
-        own.push(path);
+        made.push(path);
     }
     files::sync_dir(draft)?;
-    Ok(own)
+    Ok(made)
 }
 
-fn write_private(path: &Path, content: &[u8]) -> Result<(), StageError> {
+fn copy_pieces(of: &Path, pieces: &[Piece], path: &Path) -> Result<(), StageError> {
+    let mut source = File::open(of).map_err(FileError::of("read", of))?;
+    write_private(path, |file| {
+        for piece in pieces {
+            source.seek(SeekFrom::Start(piece.offset))?;
+            let copied = io::copy(&mut (&source).take(piece.size_bytes), file)?;
+            if copied != piece.size_bytes {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(())
+    })
+}
+
+/// Writes a file that nobody else may read.
+fn write_private(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<(), StageError> {
     OpenOptions::new()
+        .read(true)
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o600)
         .open(path)
-        .and_then(|mut file| file.write_all(content).and_then(|()| file.sync_all()))
+        .and_then(|mut file| write(&mut file).and_then(|()| file.sync_all()))
         .map_err(FileError::of("write", path))?;
     Ok(())
 }

@@ -34,6 +34,8 @@ fn a_safe_qcow2_is_taken_as_the_base_of_an_overlay() {
           {
             "backing_file": "$TMP/store/blobs/sha256/<disk>",
             "backing_format": "qcow2",
+            "boots": true,
+            "bus": "virtio",
             "format": "qcow2",
             "path": "$TMP/store/instances/vm/disk-0.qcow2",
             "read_only": false,
@@ -213,7 +215,7 @@ fn an_initramfs_of_zeros_and_a_squashfs_that_is_none_are_refused() {
         "invalid-image",
         r#"
         ------- stderr -------
-        error: squashfs sha256:<squashfs> is not a squashfs file system
+        error: squashfs sha256:<squashfs> is not a squashfs file system but a GPT disk
         [exit status: 125]
         "#,
     );

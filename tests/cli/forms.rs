@@ -106,9 +106,9 @@ fn the_specifications_form_is_read_from_a_layout() {
           iso  36.00 KiB  <iso>  not needed  application/vnd.ironcore.image.iso
 
         other methods:
-          uki  not possible  this version does not boot uki layers yet
+          uki  possible  comes later in the order
           disk  possible  comes later in the order
-          iso  not possible  this version does not boot iso layers yet
+          iso  possible  comes later in the order
 
         other manifests:
           sha256:<metal-arm64> linux/arm64: for arm64, not amd64

@@ -213,12 +213,27 @@ pub(crate) fn kernel(architecture: &str) -> Vec<u8> {
     bytes
 }
 
-/// A disk of 64 KiB with the head of a partition table; `name` tells it from others.
+/// The type of an EFI system partition, as a partition table has it.
+const EFI_SYSTEM: [u8; 16] = [
+    0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b,
+];
+
+/// A disk of 64 KiB with an EFI system partition; `name` tells it from others.
 pub(crate) fn disk(name: &str) -> Vec<u8> {
     let mut bytes = vec![0; 64 << 10];
-    bytes[510..512].copy_from_slice(b"\x55\xaa");
-    bytes[512..520].copy_from_slice(b"EFI PART");
-    bytes[1024..1024 + name.len()].copy_from_slice(name.as_bytes());
+    let mut put = |offset: usize, content: &[u8]| {
+        bytes[offset..offset + content.len()].copy_from_slice(content);
+    };
+    put(510, b"\x55\xaa");
+    // The table's head: where its entries are, how many, how large.
+    put(512, b"EFI PART");
+    put(512 + 72, &2_u64.to_le_bytes());
+    put(512 + 80, &128_u32.to_le_bytes());
+    put(512 + 84, &128_u32.to_le_bytes());
+    put(1024, &EFI_SYSTEM);
+    put(1024 + 32, &64_u64.to_le_bytes());
+    put(1024 + 40, &100_u64.to_le_bytes());
+    put(32 << 10, name.as_bytes());
     bytes
 }
 
@@ -227,9 +242,9 @@ pub(crate) fn squashfs() -> Vec<u8> {
     [b"hsqs".as_slice(), &[b's'; 2044]].concat()
 }
 
-/// The head of a cpio archive.
+/// The head of a compressed archive.
 pub(crate) fn initramfs() -> Vec<u8> {
-    [b"070701".as_slice(), &[b'i'; 3066]].concat()
+    [b"\x1f\x8b\x08".as_slice(), &[b'i'; 3069]].concat()
 }
 
 /// One amd64 manifest with all that direct boot takes, and a disk.
@@ -260,6 +275,15 @@ pub(crate) fn single(config: &str, layers: &[(&str, &str, &[u8])]) -> Image {
 /// One amd64 manifest of one disk.
 pub(crate) fn disk_only(disk: &[u8]) -> Image {
     single("{}", &[("disk", "rootfs", disk)])
+}
+
+/// One manifest for `architecture` that is booted by its disk.
+pub(crate) fn disk_of(architecture: &str) -> Image {
+    let mut image = Image::default();
+    let config = image.config("config", "{}");
+    let layers = [image.layer("disk", "rootfs", &disk(architecture))];
+    let manifest = image.document("manifest", OCI_MANIFEST, &manifest(&config, &layers));
+    image.index(&[entry(manifest, architecture)])
 }
 
 /// One manifest for `architecture` that is booted by its kernel.

@@ -229,6 +229,7 @@ fn what_is_built_is_planned_pushed_and_pulled() {
           "command_line": "console=ttyS0 ro",
           "command_line_from": "cmdline-layer",
           "method": "direct",
+          "notes": [],
           "reason": "first possible of direct, uki, disk, iso"
         }
         "#,

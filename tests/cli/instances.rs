@@ -98,6 +98,8 @@ fn prepare_under_json_prints_absolute_paths_that_are_there() {
             {
               "backing_file": "$TMP/store/blobs/sha256/<disk>",
               "backing_format": "raw",
+              "boots": false,
+              "bus": "virtio",
               "format": "qcow2",
               "path": "$TMP/store/instances/vm/disk-0.qcow2",
               "read_only": false,
@@ -107,6 +109,8 @@ fn prepare_under_json_prints_absolute_paths_that_are_there() {
             {
               "backing_file": null,
               "backing_format": null,
+              "boots": false,
+              "bus": "virtio",
               "format": "raw",
               "path": "$TMP/store/blobs/sha256/<squashfs>",
               "read_only": true,
@@ -118,7 +122,9 @@ fn prepare_under_json_prints_absolute_paths_that_are_there() {
           "fw_cfg": [],
           "initramfs": "$TMP/store/blobs/sha256/<initramfs>",
           "instance": "vm",
-          "kernel": "$TMP/store/blobs/sha256/<kernel>"
+          "kernel": "$TMP/store/blobs/sha256/<kernel>",
+          "smbios": [],
+          "uki": null
         }
         "#,
     );
@@ -284,6 +290,7 @@ fn instances_are_listed_and_removed_with_their_files_and_pins() {
         r#"
         {
           "accelerator": "tcg",
+          "accelerator_reason": "asked for",
           "architecture": "amd64",
           "boot": "disk",
           "console_log": "$TMP/store/instances/a/console.log",

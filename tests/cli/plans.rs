@@ -71,6 +71,7 @@ fn a_plan_tells_what_boots_and_why_and_what_does_not() {
             "command_line": "console=ttyS0 root=LABEL=ROOT ro",
             "command_line_from": "config",
             "method": "direct",
+            "notes": [],
             "reason": "first possible of direct, uki, disk, iso"
           },
           "download": {
@@ -166,6 +167,7 @@ fn the_command_line_is_replaced_and_added_to() {
           "command_line": "console=ttyS0 root=LABEL=ROOT ro x=1 quiet splash",
           "command_line_from": "config",
           "method": "direct",
+          "notes": [],
           "reason": "first possible of direct, uki, disk, iso"
         }
         "#,
@@ -177,6 +179,7 @@ fn the_command_line_is_replaced_and_added_to() {
           "command_line": "root=/dev/vda1 ro",
           "command_line_from": "option",
           "method": "direct",
+          "notes": [],
           "reason": "first possible of direct, uki, disk, iso"
         }
         "#,

@@ -423,10 +423,10 @@ fn a_way_to_boot_that_the_image_does_not_offer_is_refused() {
     refused(
         &sandbox,
         &uki,
-        "unbootable",
+        "invalid-image",
         r#"
         ------- stderr -------
-        error: image sha256:<manifest> can not be booted by any method: direct: the image has no kernel layer; uki: this version does not boot uki layers yet; disk: the image has no disk layer; iso: the image has no iso layer
+        error: EFI program sha256:<uki> has a header that is cut short
         [exit status: 125]
         "#,
     );

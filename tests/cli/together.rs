@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use ironboot::oci::Digest;
 
 use crate::hostile::{Hostile, Reply};
-use crate::image::{Image, direct, disk_only};
+use crate::image::{Image, direct, disk, disk_only};
 use crate::sandbox::{Output, Sandbox, check};
 
 /// What the first pull gets of the disk, and the disk's size, in bytes.
@@ -55,8 +55,8 @@ fn large_disk() -> Vec<u8> {
         number = number.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         bytes.extend_from_slice(&number.to_be_bytes());
     }
-    // The head of an encrypted disk would be refused, should the numbers ever make one.
-    bytes[..8].copy_from_slice(b"no magic");
+    // What no partition table begins with is not booted.
+    bytes[..2048].copy_from_slice(&disk("")[..2048]);
     bytes
 }
 

@@ -78,9 +78,93 @@ impl Images {
         let compat =
             format!("arch=amd64,kernel={kernel},initramfs={initramfs},disk={disk},cmdline={own}");
         build(&["--compat", "-o", &name("compat"), "-m", &compat]);
+        images.build_methods(&build);
         images
     }
+
+    /// Images of one boot method each, for both architectures.
+    fn build_methods(&self, build: &dyn Fn(&[&str])) {
+        let directory = self.directory.path();
+        fs::write(directory.join("zeros"), vec![0; 1 << 20]).unwrap();
+        for (image, layers) in METHODS {
+            let mut arguments = vec![
+                "-o".to_owned(),
+                format!("oci:{}:{image}", directory.display()),
+            ];
+            for (architecture, console) in [("amd64", "ttyS0"), ("arm64", "ttyAMA0")] {
+                // Only one of them has a BIOS.
+                if *image == "bios" && architecture != "amd64" {
+                    continue;
+                }
+                let mut manifest = format!("arch={architecture}");
+                for (role, value) in *layers {
+                    let file = match *role {
+                        "cmdline" => {
+                            let file = directory.join(format!("{image}-{architecture}"));
+                            fs::write(&file, format!("console={console} panic=-1 {value}"))
+                                .unwrap();
+                            file
+                        }
+                        _ if *value == "zeros" => directory.join("zeros"),
+                        _ => files(architecture).join(value),
+                    };
+                    manifest.push_str(&format!(",{role}={}", file.display()));
+                }
+                arguments.extend(["-m".to_owned(), manifest]);
+            }
+            let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+            build(&arguments);
+        }
+    }
 }
+
+/// The images of [`Images::build_methods`]: roles with the guest's files, or a command line's rest.
+const METHODS: &[(&str, &[(&str, &str)])] = &[
+    ("uki", &[("uki", "uki.efi"), ("disk", "disk.img")]),
+    ("silent", &[("uki", "uki-silent.efi")]),
+    ("lineless", &[("uki", "uki-bare.efi")]),
+    ("signed", &[("uki", "uki-signed.efi")]),
+    (
+        "zeros",
+        &[
+            ("kernel", "zeros"),
+            ("initramfs", "initramfs"),
+            ("cmdline", ""),
+            ("uki", "uki.efi"),
+        ],
+    ),
+    (
+        "live",
+        &[
+            ("kernel", "vmlinuz"),
+            ("initramfs", "initramfs"),
+            ("squashfs", "root.squashfs"),
+            (
+                "cmdline",
+                "gl.url=/dev/disk/by-id/virtio-machineboot gl.live=1",
+            ),
+        ],
+    ),
+    (
+        "root",
+        &[
+            ("kernel", "vmlinuz"),
+            ("initramfs", "initramfs"),
+            ("disk", "root.ext4"),
+            ("cmdline", "ironboot.root=/dev/vda"),
+        ],
+    ),
+    (
+        "bare",
+        &[
+            ("kernel", "vmlinuz"),
+            ("disk", "root.ext4"),
+            ("cmdline", "root=/dev/nvme0n1 rootfstype=ext4 ro"),
+        ],
+    ),
+    ("iso", &[("iso", "boot.iso")]),
+    ("bios", &[("disk", "bios.img")]),
+];
 
 /// The program, without what the caller's environment may say to it.
 fn program() -> Command {

@@ -14,14 +14,14 @@ use crate::libvirt::virsh;
 use crate::session::{Ended, Session, markers, wait_until};
 
 /// A domain's name, and a store for its instance.
-struct Defined {
-    bench: Bench,
-    name: String,
+pub(crate) struct Defined {
+    pub(crate) bench: Bench,
+    pub(crate) name: String,
 }
 
 impl Defined {
     /// `name` is a test's own; other runs of these tests share the daemon.
-    fn new(name: &str) -> Self {
+    pub(crate) fn new(name: &str) -> Self {
         assert!(
             rustix::process::geteuid().is_root(),
             "the system's libvirt wants root"
@@ -47,7 +47,7 @@ impl Defined {
 
     /// Executes `verb` on the instance, which must succeed.
     #[track_caller]
-    fn does(&self, verb: &str, options: &[&str]) -> Ended {
+    pub(crate) fn does(&self, verb: &str, options: &[&str]) -> Ended {
         let mut all = vec![verb, &self.name];
         all.extend(options);
         self.bench.does(&all)
@@ -59,7 +59,7 @@ impl Defined {
     }
 
     #[track_caller]
-    fn reaches(&self, state: &str) {
+    pub(crate) fn reaches(&self, state: &str) {
         wait_until(state, || self.state().as_deref() == Some(state));
     }
 
@@ -69,7 +69,7 @@ impl Defined {
 
     /// Removes it; fails unless nothing is left, here and at libvirt.
     #[track_caller]
-    fn is_removed(&self, options: &[&str]) {
+    pub(crate) fn is_removed(&self, options: &[&str]) {
         self.does("rm", options);
         self.bench.is_clean();
         let names = virsh(&["list", "--all", "--name"]).unwrap();

@@ -7,6 +7,7 @@
 //! | file        | what it is about                                                        |
 //! |-------------|-------------------------------------------------------------------------|
 //! | `boots`     | `run`: methods, architectures, forms, and what the guest is given       |
+//! | `methods`   | every boot method × architecture × hypervisor                            |
 //! | `instances` | VMs with a name: console, logs, start, stop, what stays on their disks  |
 //! | `kills`     | signals and kills at any moment, and what is left of a `run` after them |
 //! | `failures`  | QEMUs that do not start                                                 |
@@ -22,6 +23,7 @@ mod bench;
 mod session;
 
 mod boots;
+mod methods;
 mod instances;
 mod kills;
 mod failures;

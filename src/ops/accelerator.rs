@@ -1,0 +1,277 @@
+//! The accelerator that heals itself: KVM where it seems of use, watched at the first real boot,
+//! and QEMU's own translator where no guest gets going under it.
+//!
+//! There are hosts on which `/dev/kvm` opens, VMs are created, and every guest hangs or stops at
+//! its first odd instruction; nothing short of a real boot tells. What a boot has told is kept in
+//! the store, for as long as kernel, CPU, KVM's modules and QEMU stay what they were:
+//!
+//! ```text
+//! <store>/accelerator.json
+//! ```
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use crate::domain::{Accelerator, Boot, DomainSpec, Firmware, Machine};
+use crate::files;
+use crate::host::AcceleratorChoice;
+use crate::hypervisor::qemu::{self, version::version};
+use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop};
+use crate::instance::Record;
+use crate::ops::{Context, OpsError, Progress};
+
+/// How often a VM is looked at while it is watched.
+const POLL: Duration = Duration::from_millis(50);
+/// How long a kernel that has a serial console may stay silent; under KVM it takes a second.
+const KERNEL_PATIENCE: Duration = Duration::from_secs(15);
+/// How long UEFI firmware may stay silent, which prints on the serial port before it boots.
+const FIRMWARE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long what may be silent for good is watched for trouble.
+const SILENT_PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long QEMU may take to say its version.
+const VERSION_PATIENCE: Duration = Duration::from_secs(5);
+/// Largest file of verdicts that is read, in bytes.
+const MAX_VERDICTS_BYTES: u64 = 64 << 10;
+
+/// What a boot under KVM has told.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The machine that was booted.
+    pub machine: Machine,
+    /// The state of the host at that time: kernel, CPU, KVM's modules, QEMU.
+    pub host: String,
+    /// Whether a guest got going.
+    pub works: bool,
+    /// What was seen.
+    pub reason: String,
+    /// When, in seconds since 1970.
+    pub decided_at: u64,
+}
+
+/// How a watch ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Watched {
+    /// The guest got going, or has ended by itself.
+    Lives,
+    /// It may get going, but does not have to say so.
+    Unknown,
+    /// It does not get going.
+    Broken(String),
+}
+
+/// Chooses the accelerator for `machine`, by what was asked for, what the host has, and what
+/// earlier boots have told.
+pub async fn choose(
+    context: &Context<'_>,
+    machine: Machine,
+    asked: Option<Accelerator>,
+) -> Result<AcceleratorChoice, OpsError> {
+    let choice = context
+        .host
+        .accelerator(machine, asked)
+        .map_err(|reason| OpsError::NoKvm { reason })?;
+    if choice.accelerator == Accelerator::Tcg || asked.is_some() {
+        return Ok(choice);
+    }
+    Ok(match verdict(context, machine).await {
+        Some(Verdict {
+            works: false,
+            reason,
+            ..
+        }) => AcceleratorChoice {
+            accelerator: Accelerator::Tcg,
+            reason: format!("KVM failed on this host before: {reason}"),
+        },
+        _ => choice,
+    })
+}
+
+/// Starts a VM that is defined. Where KVM was taken without being asked for, the boot is watched;
+/// if no guest gets going, the VM is started again, once, by QEMU's translator, and `record` says
+/// so, here and on disk.
+pub async fn start(
+    context: &Context<'_>,
+    hypervisor: &dyn Hypervisor,
+    record: &mut Record,
+) -> Result<(), OpsError> {
+    match begin(context, hypervisor, record).await? {
+        Begun::Settled => Ok(()),
+        Begun::ToBeWatched => {
+            let broken = watch(hypervisor, &record.spec).await?;
+            settle(context, hypervisor, record, broken).await
+        }
+    }
+}
+
+/// Whether a VM that was started is to be watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Begun {
+    Settled,
+    ToBeWatched,
+}
+
+/// What a watch has found, for whoever acts on it.
+#[derive(Debug)]
+pub struct Found(Watched);
+
+/// Starts a VM. One that KVM refuses is started by QEMU's translator, if KVM was not asked for.
+pub(super) async fn begin(
+    context: &Context<'_>,
+    hypervisor: &dyn Hypervisor,
+    record: &mut Record,
+) -> Result<Begun, OpsError> {
+    let started = hypervisor.start(&record.spec).await;
+    let is_free = record.spec.accelerator == Accelerator::Kvm && !record.accelerator_asked;
+    if !is_free {
+        return Ok(started.map(|()| Begun::Settled)?);
+    }
+    match started {
+        Ok(()) => {
+            let verdict = verdict(context, record.spec.machine).await;
+            Ok(match verdict {
+                Some(Verdict { works: true, .. }) => Begun::Settled,
+                _ => Begun::ToBeWatched,
+            })
+        }
+        Err(error @ (HypervisorError::QemuStart { .. } | HypervisorError::Libvirt { .. })) => {
+            let found = Found(Watched::Broken(error.to_string()));
+            settle(context, hypervisor, record, found).await?;
+            Ok(Begun::Settled)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Watches a VM that was just started until it prints something, fails, or has had its time.
+pub(super) async fn watch(
+    hypervisor: &dyn Hypervisor,
+    spec: &DomainSpec,
+) -> Result<Found, HypervisorError> {
+    let (patience, silence_tells) = match &spec.boot {
+        Boot::Kernel { command_line, .. } => {
+            let serial = spec.machine.serial_console();
+            let console = command_line.parameter("console");
+            if console.is_some_and(|console| console.starts_with(serial)) {
+                (KERNEL_PATIENCE, true)
+            } else {
+                (SILENT_PATIENCE, false)
+            }
+        }
+        Boot::Uki { .. } | Boot::Disk(Firmware::Uefi(_)) => (FIRMWARE_PATIENCE, true),
+        // A BIOS prints on the screen, and so may what it boots.
+        Boot::Disk(Firmware::Bios) => (SILENT_PATIENCE, false),
+    };
+    let log = spec.console_log();
+    let deadline = Instant::now() + patience;
+    loop {
+        if let Some(trouble) = hypervisor.trouble(spec).await? {
+            return Ok(Found(Watched::Broken(trouble)));
+        }
+        // What has ended by itself had nothing against KVM.
+        let ended = matches!(
+            hypervisor.state(spec).await?,
+            DomainState::Stopped | DomainState::Unknown
+        );
+        if ended || fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
+            return Ok(Found(Watched::Lives));
+        }
+        if Instant::now() >= deadline {
+            let seconds = patience.as_secs();
+            return Ok(Found(if silence_tells {
+                Watched::Broken(format!("the guest printed nothing within {seconds} s"))
+            } else {
+                Watched::Unknown
+            }));
+        }
+        sleep(POLL).await;
+    }
+}
+
+/// Acts on what a watch has found: remembers it, and starts the VM again if it does not get going.
+///
+/// Runs to its end: dropped halfway, it would leave a VM of which nobody knows.
+pub(super) async fn settle(
+    context: &Context<'_>,
+    hypervisor: &dyn Hypervisor,
+    record: &mut Record,
+    found: Found,
+) -> Result<(), OpsError> {
+    let machine = record.spec.machine;
+    let reason = match found.0 {
+        Watched::Unknown => return Ok(()),
+        Watched::Lives => {
+            let reason = "a guest ran under it".to_owned();
+            return remember(context, machine, true, reason).await;
+        }
+        Watched::Broken(reason) => reason,
+    };
+    hypervisor.stop(&record.spec, Stop::Force).await?;
+    let choice = AcceleratorChoice {
+        accelerator: Accelerator::Tcg,
+        reason: format!("KVM failed: {reason}"),
+    };
+    let mut other = record.clone();
+    other.spec.accelerator = choice.accelerator;
+    other.accelerator_reason.clone_from(&choice.reason);
+    hypervisor.define(&other.spec).await?;
+    context.instances.update(&other)?;
+    *record = other;
+    (context.report)(Progress::Accelerator(choice));
+    hypervisor.start(&record.spec).await?;
+    // Only now is it known that it was KVM's fault.
+    remember(context, machine, false, reason).await
+}
+
+fn path(context: &Context<'_>) -> PathBuf {
+    context.store.root().join("accelerator.json")
+}
+
+/// The verdict on KVM for `machine`, if there is one of this state of the host.
+pub async fn verdict(context: &Context<'_>, machine: Machine) -> Option<Verdict> {
+    let host = host_state(context, machine).await;
+    read(context)
+        .into_iter()
+        .find(|verdict| verdict.machine == machine && verdict.host == host)
+}
+
+/// All verdicts; none from a file that is not there or not readable, which is as good as new.
+fn read(context: &Context<'_>) -> Vec<Verdict> {
+    files::read_small(&path(context), MAX_VERDICTS_BYTES)
+        .ok()
+        .flatten()
+        .and_then(|json| serde_json::from_slice(&json).ok())
+        .unwrap_or_default()
+}
+
+async fn remember(
+    context: &Context<'_>,
+    machine: Machine,
+    works: bool,
+    reason: String,
+) -> Result<(), OpsError> {
+    let mut verdicts = read(context);
+    // One for each machine: the host is not what it was any more.
+    verdicts.retain(|verdict| verdict.machine != machine);
+    verdicts.push(Verdict {
+        machine,
+        host: host_state(context, machine).await,
+        works,
+        reason,
+        decided_at: context.now,
+    });
+    let json = serde_json::to_vec_pretty(&verdicts).unwrap_or_default();
+    files::replace(&path(context), &json, context.store.root())?;
+    Ok(())
+}
+
+/// Everything that a verdict depends on.
+async fn host_state(context: &Context<'_>, machine: Machine) -> String {
+    let version = version(qemu::args::program(machine), VERSION_PATIENCE).await;
+    let version = version.unwrap_or_else(|_| "none".to_owned());
+    format!("{}; QEMU {version}", context.host.kvm_state)
+}
