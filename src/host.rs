@@ -45,6 +45,12 @@ impl Host {
         }
     }
 
+    /// Tells whether the host's CPU is of the machine's architecture.
+    #[must_use]
+    pub fn is_native(&self, machine: Machine) -> bool {
+        Machine::try_from(&self.architecture) == Ok(machine)
+    }
+
     /// Chooses the accelerator for `machine`: KVM where it is of use, if `asked` does not say
     /// otherwise. Errors with the reason if KVM is asked for and is of no use.
     pub fn accelerator(
@@ -52,7 +58,7 @@ impl Host {
         machine: Machine,
         asked: Option<Accelerator>,
     ) -> Result<AcceleratorChoice, String> {
-        let kvm = if Machine::try_from(&self.architecture) == Ok(machine) {
+        let kvm = if self.is_native(machine) {
             self.kvm.clone()
         } else {
             let (guest, host) = (machine.isa(), &self.architecture);

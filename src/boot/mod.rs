@@ -110,6 +110,16 @@ impl BootMethod {
         }
     }
 
+    /// Whether firmware starts it, as it does all but a kernel that is booted directly.
+    #[must_use]
+    pub fn is_started_by_firmware(&self) -> bool {
+        match self {
+            Self::Direct(_) => false,
+            Self::Uki(uki) => uki.start.uefi().is_some(),
+            Self::Disk { .. } | Self::Iso { .. } => true,
+        }
+    }
+
     /// The image's disk, if the VM has it.
     #[must_use]
     pub fn disk(&self) -> Option<&Descriptor> {

@@ -336,9 +336,12 @@ pub(super) enum UkiWord {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum AccelWord {
-    /// KVM where it is of use
+    /// KVM where it seems of use; QEMU's translator if no guest gets going under it
     Auto,
-    /// The host's CPU
+    /// The same, but KVM even where it seems of no use
+    #[value(name = "kvm:tcg")]
+    KvmTcg,
+    /// The host's CPU, whatever comes of it
     Kvm,
     /// QEMU's translator: runs everywhere, slowly
     Tcg,

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use crate::boot::plan::Alternative;
 use crate::boot::{BootMethod, BootPlan, CommandLine, CommandLineSource};
 use crate::domain::{Boot, DomainSpec, Firmware, Uefi, UefiImage};
+use crate::firmware::FirmwareChoice;
 use crate::image::{Dropped, Image, LayerRole, Selected};
 use crate::instance::Record;
 use crate::oci::Descriptor;
@@ -26,11 +27,13 @@ pub(super) fn object(fields: Value) -> Value {
 /// `download`.
 pub(super) fn plan(
     selected: &Selected,
-    plan: Option<&BootPlan>,
+    plan: Option<(&BootPlan, Option<&FirmwareChoice>)>,
     store: &Store,
     fetched_bytes: Option<u64>,
 ) -> Value {
     let image = &selected.image;
+    let boot = plan.map(|(plan, firmware)| boot(plan, firmware));
+    let plan = plan.map(|(plan, _)| plan);
     let needed: Vec<&Descriptor> = plan.map_or_else(Vec::new, |plan| plan.method.blobs());
     let layers: Vec<Value> = image
         .manifest
@@ -62,7 +65,7 @@ pub(super) fn plan(
     json!({
         "image": image_object(image),
         "layers": layers,
-        "boot": plan.map(boot),
+        "boot": boot,
         "alternatives": alternatives,
         "selection": {"reason": selected.reason, "through": selected.through},
         "passed_over": selected.dropped.iter().map(dropped).collect::<Vec<_>>(),
@@ -87,13 +90,19 @@ fn image_object(image: &Image) -> Value {
     })
 }
 
-fn boot(plan: &BootPlan) -> Value {
+fn boot(plan: &BootPlan, firmware: Option<&FirmwareChoice>) -> Value {
     let mut object = json!({
         "method": plan.method.name().as_str(),
         "command_line": null,
         "command_line_from": null,
         "reason": plan.reason,
         "notes": plan.notes,
+        "firmware": firmware.filter(|_| plan.method.is_started_by_firmware()).map(|firmware| json!({
+            "code": firmware.files.code(),
+            "descriptor": firmware.descriptor,
+            "secure_boot": firmware.secure_boot,
+            "reason": firmware.reason,
+        })),
     });
     match &plan.method {
         BootMethod::Direct(direct) => {

@@ -371,6 +371,12 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
         Error::ForeignDomain { .. } => (Kind::Conflict, hint("choose another name")),
         Error::Running { .. } | Error::NotRunning { .. } => (Kind::Conflict, None),
         Error::StopTimeout { .. } => (Kind::Timeout, hint("pull its plug with --force")),
+        Error::Trouble { .. } => (
+            Kind::Hypervisor,
+            hint(
+                "pass --accel tcg if KVM is at fault; `ironboot doctor` shows what it is taken for",
+            ),
+        ),
         Error::Libvirt { .. }
         | Error::QemuStart { .. }
         | Error::Monitor { .. }

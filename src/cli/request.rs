@@ -13,6 +13,7 @@ use crate::files;
 use crate::image::select::Wanted;
 use crate::oci::{LayoutReference, Reference};
 use crate::ops::Context;
+use crate::ops::accelerator::AcceleratorWish;
 use crate::ops::prepare::{InstanceRequest, MachineRequest};
 use crate::ops::resolve::ImageRequest;
 use crate::stage::GuestFile;
@@ -115,9 +116,10 @@ pub(super) fn instance_request(
             memory: machine.memory,
             disk_size_bytes: machine.disk_size,
             accelerator: match machine.accel {
-                AccelWord::Auto => None,
-                AccelWord::Kvm => Some(Accelerator::Kvm),
-                AccelWord::Tcg => Some(Accelerator::Tcg),
+                AccelWord::Auto => AcceleratorWish::Auto,
+                AccelWord::KvmTcg => AcceleratorWish::TryKvm,
+                AccelWord::Kvm => AcceleratorWish::Only(Accelerator::Kvm),
+                AccelWord::Tcg => AcceleratorWish::Only(Accelerator::Tcg),
             },
             nic: match machine.network {
                 NetworkWord::None => None,

@@ -7,6 +7,7 @@ use indicatif::HumanBytes;
 
 use crate::boot::{BootMethod, BootPlan, UkiStart};
 use crate::domain::{Boot, DomainSpec, Firmware, UefiImage};
+use crate::firmware::FirmwareChoice;
 use crate::image::{LayerRole, Selected, role};
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
@@ -53,7 +54,12 @@ fn said(word: Option<(impl fmt::Display, &str)>) -> String {
 }
 
 /// The whole reasoning of a plan.
-pub(super) fn plan(selected: &Selected, plan: &BootPlan, store: &Store) -> String {
+pub(super) fn plan(
+    selected: &Selected,
+    plan: &BootPlan,
+    firmware: Option<&FirmwareChoice>,
+    store: &Store,
+) -> String {
     let image = &selected.image;
     let mut rows = vec![
         vec!["image".to_owned(), image.reference.to_string()],
@@ -106,6 +112,13 @@ pub(super) fn plan(selected: &Selected, plan: &BootPlan, store: &Store) -> Strin
             rows.push(vec!["command line".to_owned(), line + &added]);
         }
         BootMethod::Disk { .. } | BootMethod::Iso { .. } => {}
+    }
+    if let Some(firmware) = firmware.filter(|_| plan.method.is_started_by_firmware()) {
+        let code = firmware.files.code().display();
+        rows.push(vec![
+            "firmware".to_owned(),
+            format!("{code} ({})", firmware.reason),
+        ]);
     }
     for note in &plan.notes {
         rows.push(row(&["note", note]));

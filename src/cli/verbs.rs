@@ -166,8 +166,13 @@ async fn plan(context: &Context<'_>, image: ImageArgs) -> Result<Ended, Report> 
     let plan = resolved.planner.plan(&[])?;
     let selected = &resolved.selected;
     Ok(Ended::with(
-        text::plan(selected, &plan, &context.store),
-        output::plan(selected, Some(&plan), &context.store, None),
+        text::plan(selected, &plan, resolved.planner.firmware(), &context.store),
+        output::plan(
+            selected,
+            Some((&plan, resolved.planner.firmware())),
+            &context.store,
+            None,
+        ),
     ))
 }
 
@@ -184,7 +189,8 @@ async fn pull(
         let request = image_request(context, reference, choice)?;
         let pulled = pull::pull(context, &request, extent).await?;
         lines.push_str(&format!("{}\n", pulled.selected.image.manifest_digest));
-        let plan = pulled.plan.as_ref().ok().map(|(plan, _)| plan);
+        let plan = pulled.plan.as_ref().ok();
+        let plan = plan.map(|(plan, _)| (plan, pulled.planner.firmware()));
         let fetched = Some(pulled.fetched_bytes);
         objects.push(output::plan(
             &pulled.selected,
@@ -212,7 +218,7 @@ async fn prepare(context: &Context<'_>, request: InstanceRequest) -> Result<Ende
 /// The plan of an instance and its files.
 fn prepared_object(context: &Context<'_>, prepared: &Prepared) -> serde_json::Value {
     let fetched = Some(prepared.fetched_bytes);
-    let plan = Some(&prepared.plan);
+    let plan = Some((&prepared.plan, prepared.firmware.as_ref()));
     let mut object = output::plan(&prepared.selected, plan, &context.store, fetched);
     object["staged"] = output::staged(&prepared.record.spec);
     object["created"] = json!(prepared.is_new);

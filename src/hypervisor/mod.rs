@@ -199,6 +199,14 @@ pub enum HypervisorError {
         /// What happened.
         message: String,
     },
+    /// It was started, and something keeps it from running.
+    #[error("{domain} was started and does not run: {message}")]
+    Trouble {
+        /// The VM.
+        domain: DomainName,
+        /// What keeps it.
+        message: String,
+    },
     /// It runs already.
     #[error("{domain} is running already")]
     Running {

@@ -38,6 +38,18 @@ const VERSION_PATIENCE: Duration = Duration::from_secs(5);
 /// Largest file of verdicts that is read, in bytes.
 const MAX_VERDICTS_BYTES: u64 = 64 << 10;
 
+/// What accelerator the caller asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum AcceleratorWish {
+    /// KVM where it seems of use, and QEMU's translator otherwise or if no guest gets going.
+    #[default]
+    Auto,
+    /// The same, but KVM even where it seems of no use.
+    TryKvm,
+    /// This one, whatever comes of it.
+    Only(Accelerator),
+}
+
 /// What a boot under KVM has told.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
@@ -69,13 +81,24 @@ enum Watched {
 pub async fn choose(
     context: &Context<'_>,
     machine: Machine,
-    asked: Option<Accelerator>,
+    wish: AcceleratorWish,
 ) -> Result<AcceleratorChoice, OpsError> {
-    let choice = context
-        .host
-        .accelerator(machine, asked)
-        .map_err(|reason| OpsError::NoKvm { reason })?;
-    if choice.accelerator == Accelerator::Tcg || asked.is_some() {
+    let host = &context.host;
+    let choice = match wish {
+        AcceleratorWish::Only(accelerator) => {
+            return host
+                .accelerator(machine, Some(accelerator))
+                .map_err(|reason| OpsError::NoKvm { reason });
+        }
+        AcceleratorWish::TryKvm if host.is_native(machine) => AcceleratorChoice {
+            accelerator: Accelerator::Kvm,
+            reason: "to be tried, as was asked for".to_owned(),
+        },
+        AcceleratorWish::Auto | AcceleratorWish::TryKvm => host
+            .accelerator(machine, None)
+            .map_err(|reason| OpsError::NoKvm { reason })?,
+    };
+    if choice.accelerator == Accelerator::Tcg {
         return Ok(choice);
     }
     Ok(match verdict(context, machine).await {

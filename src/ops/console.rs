@@ -8,13 +8,15 @@ use std::time::Duration;
 
 use crate::domain::DomainSpec;
 use crate::files::{self, FileError};
-use crate::hypervisor::{DomainState, Hypervisor};
+use crate::hypervisor::{DomainState, Hypervisor, HypervisorError};
 use crate::ops::OpsError;
 
 /// How often the log is looked at while nothing comes.
 const POLL: Duration = Duration::from_millis(15);
 /// How often, in looks at the log, the VM's state is asked for.
 const LOOKS_PER_STATE: u32 = 20;
+/// How often, likewise, it is asked whether something keeps the VM from running.
+const LOOKS_PER_TROUBLE: u32 = 200;
 
 /// Gives what the VM printed since its last start, older pieces first (libvirt's log daemon moves
 /// a full log aside, to `console.log.0` and on).
@@ -29,7 +31,8 @@ pub fn read(
     Ok(())
 }
 
-/// Gives what the VM printed since its last start and goes on until it stops.
+/// Gives what the VM printed since its last start and goes on until it stops. Errors if something
+/// keeps it from running, which would hold it for ever.
 pub async fn follow(
     spec: &DomainSpec,
     hypervisor: &dyn Hypervisor,
@@ -49,6 +52,14 @@ pub async fn follow(
         let mut came = false;
         while follower.next(sink)? {
             came = true;
+        }
+        if !stopped && looks % LOOKS_PER_TROUBLE == LOOKS_PER_TROUBLE - 1 {
+            // A hypervisor that does not answer now is asked again.
+            let trouble = hypervisor.trouble(spec).await.unwrap_or_default();
+            if let Some(message) = trouble {
+                let domain = spec.name.clone();
+                return Err(HypervisorError::Trouble { domain, message }.into());
+            }
         }
         if stopped {
             return Ok(());

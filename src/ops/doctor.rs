@@ -8,6 +8,7 @@ use crate::host::AcceleratorChoice;
 use crate::hypervisor::qemu::args::program;
 use crate::hypervisor::qemu::version::{VersionError, version};
 use crate::ops::Context;
+use crate::ops::accelerator::{self, AcceleratorWish};
 
 /// How long QEMU may take to tell its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -64,10 +65,12 @@ async fn facts(context: &Context<'_>, machine: Machine) -> MachineFacts {
     let program = program(machine);
     MachineFacts {
         machine,
-        is_native: Machine::try_from(&context.host.architecture) == Ok(machine),
+        is_native: context.host.is_native(machine),
         program,
         version: version(program, VERSION_TIMEOUT).await,
-        accelerator: context.host.accelerator(machine, None),
+        accelerator: accelerator::choose(context, machine, AcceleratorWish::Auto)
+            .await
+            .map_err(|error| error.to_string()),
         firmware: firmware::survey(&context.firmware_directories, machine).map(firmware_facts),
     }
 }

@@ -8,12 +8,13 @@ use crate::domain::{
     Accelerator, DomainName, DomainSpec, Machine, Memory, Nic, OemString, Provenance, Uuid,
 };
 use crate::files::{FileError, Wait};
+use crate::firmware::FirmwareChoice;
 use crate::host::AcceleratorChoice;
 use crate::hypervisor::{Hypervisor, Owner};
 use crate::image::Selected;
 use crate::instance::{InstanceError, NameLock, Record};
 use crate::oci::{Descriptor, Digest};
-use crate::ops::accelerator;
+use crate::ops::accelerator::{self, AcceleratorWish};
 use crate::ops::instances::{self, IfRunning};
 use crate::ops::planner::Planner;
 use crate::ops::pull::{self, Extent};
@@ -30,8 +31,8 @@ pub struct MachineRequest {
     pub memory: Memory,
     /// Size of the disk in bytes, if it is to be larger than the image's.
     pub disk_size_bytes: Option<u64>,
-    /// KVM or TCG; none leaves the choice to the host.
-    pub accelerator: Option<Accelerator>,
+    /// KVM or TCG.
+    pub accelerator: AcceleratorWish,
     /// The network card.
     pub nic: Option<Nic>,
     /// What the guest is given.
@@ -62,6 +63,8 @@ pub struct Prepared {
     pub record: Record,
     /// How it boots.
     pub plan: BootPlan,
+    /// The UEFI firmware that a boot by firmware has.
+    pub firmware: Option<FirmwareChoice>,
     /// The image and what was passed over for it.
     pub selected: Selected,
     /// Bytes that were fetched for it.
@@ -107,16 +110,17 @@ pub async fn prepare(
         &pulled.planner,
         (machine, choice.accelerator),
     )?;
+    let accelerator_asked = matches!(request.machine.accelerator, AcceleratorWish::Only(_));
     let mut record = Record {
         schema_version: 1,
         spec,
         hypervisor: hypervisor.map(Hypervisor::name),
         ephemeral: request.ephemeral,
-        accelerator_asked: request.machine.accelerator.is_some(),
+        accelerator_asked,
         accelerator_reason,
     };
     let mut present = context.instances.find(&request.name)?;
-    if let (Some(present), None) = (&present, request.machine.accelerator) {
+    if let Some(present) = present.as_ref().filter(|_| !accelerator_asked) {
         // Whichever it has will do, since none is asked for.
         record.spec.accelerator = present.spec.accelerator;
     }
@@ -149,6 +153,7 @@ pub async fn prepare(
     Ok(Prepared {
         record,
         plan,
+        firmware: pulled.planner.firmware().cloned(),
         selected: pulled.selected,
         fetched_bytes: pulled.fetched_bytes,
         is_new,

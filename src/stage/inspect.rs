@@ -166,6 +166,8 @@ fn inspect_uki(
     let own = content.command_line.as_deref().unwrap_or_default();
     let command_line =
         CommandLine::parse(own).map_err(|source| StageError::UkiCommandLine { blob, source })?;
+    boot.words(&command_line, content.stub_version)
+        .map_err(|source| StageError::UkiWords { blob, source })?;
     Ok(InspectedUki {
         content: Some(content),
         command_line,

@@ -351,6 +351,7 @@ fn unknown_layers_are_told_and_not_fetched() {
         architecture  amd64 (by platform)
         variant  virtualization (by layers)
         boot  disk (first possible of direct, uki, disk, iso)
+        firmware  $TMP/firmware/code.fd (the first without enrolled keys that needs no SMM)
 
         layers:
           -  3 B  <log>  unknown, not fetched  application/io.gardenlinux.log

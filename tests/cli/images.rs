@@ -228,6 +228,7 @@ fn what_is_built_is_planned_pushed_and_pulled() {
         {
           "command_line": "console=ttyS0 ro",
           "command_line_from": "cmdline-layer",
+          "firmware": null,
           "method": "direct",
           "notes": [],
           "reason": "first possible of direct, uki, disk, iso"

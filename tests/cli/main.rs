@@ -16,6 +16,7 @@
 //! | `nested`      | indexes within indexes                                                   |
 //! | `selections`  | images of which no single or no readable manifest is meant               |
 //! | `contents`    | layers that are not what they say                                        |
+//! | `ukis`        | unified kernel images, and methods that are passed over                  |
 //! | `registries`  | registries that lack, refuse, lie or break                               |
 //! | `space`       | what takes space, gives it back, or does not fit                        |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
@@ -51,6 +52,7 @@ mod architectures;
 mod nested;
 mod selections;
 mod contents;
+mod ukis;
 mod registries;
 mod credentials;
 mod images;

@@ -70,6 +70,7 @@ fn a_plan_tells_what_boots_and_why_and_what_does_not() {
           "boot": {
             "command_line": "console=ttyS0 root=LABEL=ROOT ro",
             "command_line_from": "config",
+            "firmware": null,
             "method": "direct",
             "notes": [],
             "reason": "first possible of direct, uki, disk, iso"
@@ -137,6 +138,7 @@ fn a_plan_tells_what_boots_and_why_and_what_does_not() {
         architecture  amd64 (by platform)
         variant  virtualization (by layers)
         boot  disk (--boot disk)
+        firmware  $TMP/firmware/code.fd (the first without enrolled keys that needs no SMM)
 
         layers:
           disk  64.00 KiB  <disk>  to be fetched  application/vnd.ironcore.image.rootfs
@@ -166,6 +168,7 @@ fn the_command_line_is_replaced_and_added_to() {
         {
           "command_line": "console=ttyS0 root=LABEL=ROOT ro x=1 quiet splash",
           "command_line_from": "config",
+          "firmware": null,
           "method": "direct",
           "notes": [],
           "reason": "first possible of direct, uki, disk, iso"
@@ -178,6 +181,7 @@ fn the_command_line_is_replaced_and_added_to() {
         {
           "command_line": "root=/dev/vda1 ro",
           "command_line_from": "option",
+          "firmware": null,
           "method": "direct",
           "notes": [],
           "reason": "first possible of direct, uki, disk, iso"

@@ -197,6 +197,100 @@ impl Given {
 }
 
 #[test]
+fn the_guest_has_the_machine_and_reads_the_strings_that_were_asked_for() {
+    let bench = Bench::new();
+    let file = bench.root().join("secret");
+    fs::write(&file, Given::SECRET).unwrap();
+    let loaded = format!("ironboot.loaded:{}", file.display());
+    let mut command = bench.command(&["run", &bench.image(), "--accel", "tcg"]);
+    command.args([
+        "--cpus",
+        "2",
+        "--memory",
+        "300M",
+        "--hostname",
+        "web-1.example",
+    ]);
+    command.args([
+        "--append",
+        "ironboot.report=more",
+        "--load-credential",
+        &loaded,
+    ]);
+    // What would be another option of QEMU's, and markup.
+    let strings = [
+        "a,path=/etc/passwd",
+        "<b c='d'>&amp;\"",
+        "io.systemd.credential:x=y z",
+    ];
+    for string in strings {
+        command.args(["--smbios", string]);
+    }
+    let run = Session::start(command).ends().with_code(0);
+    let markers = run.markers();
+    let mut expected = strings
+        .map(|string| format!("IRONBOOT-SMBIOS {string}"))
+        .to_vec();
+    let given = |name: &str, content: &str| {
+        let sha256 = Digest::of(content.as_bytes()).hex();
+        let size = content.len();
+        format!("IRONBOOT-FWCFG opt/io.systemd.credentials/{name} size={size} sha256={sha256}")
+    };
+    expected.extend([
+        "IRONBOOT-CMDLINE console=ttyS0 panic=-1 ironboot.report=more \
+         systemd.hostname=web-1.example"
+            .to_owned(),
+        "IRONBOOT-CPUS 2".to_owned(),
+        given("ironboot.loaded", Given::SECRET),
+        given("system.hostname", "web-1.example"),
+    ]);
+    for line in &expected {
+        assert!(markers.contains(&line.as_str()), "{line}: {run}");
+    }
+    let nic = markers
+        .iter()
+        .filter(|line| line.starts_with("IRONBOOT-NIC virtio_net 52:54:00:"));
+    assert_eq!(nic.count(), 1, "{run}");
+    bench.is_clean();
+
+    let without = ["--append", "ironboot.report=more", "--network", "none"];
+    let run = bench.start("run", &without).ends().with_code(0);
+    assert!(!run.stdout.contains("IRONBOOT-NIC"), "{run}");
+    // Without firmware there are no SMBIOS tables on Arm.
+    let options = ["--json", "--arch", "arm64", "--smbios", "a"];
+    let refused = bench.start("run", &options).ends().with_code(2);
+    assert_eq!(refused.error().0, "usage");
+}
+
+#[test]
+fn what_a_uki_takes_is_made_by_the_script_of_a_dry_run() {
+    for (image, options) in [
+        ("uki", "--uki esp"),
+        ("uki", "--uki extract"),
+        ("uki", "--uki loader --append by=hand"),
+        ("iso", ""),
+    ] {
+        let bench = Bench::new();
+        let image = bench.image_named(image);
+        bench.does(&["pull", &image]);
+        let mut command = bench.command(&["run", &image, "--dry-run", "--name", "by-hand"]);
+        command.args(MACHINE).args(options.split_ascii_whitespace());
+        let script = Session::start(command).ends().with_code(0).stdout;
+        let script = script.replace("256M", "512M");
+        let mut shell = Command::new("bash");
+        shell.args(["-euc", &script]);
+        let run = Session::start(shell).ends().with_code(0);
+        assert!(run.stdout.contains("IRONBOOT-OK"), "{options}: {run}");
+        assert_eq!(
+            run.stdout.contains("by=hand"),
+            options.contains("by=hand"),
+            "{run}"
+        );
+        bench.does(&["rm", "by-hand"]);
+    }
+}
+
+#[test]
 fn the_script_of_a_dry_run_boots_by_hand() {
     for options in [&["--append", "ironboot.disks=2"][..], &["--boot", "disk"]] {
         let bench = Bench::new();

@@ -8,6 +8,7 @@
 //! |-------------|-------------------------------------------------------------------------|
 //! | `boots`     | `run`: methods, architectures, forms, and what the guest is given       |
 //! | `methods`   | every boot method × architecture × hypervisor                            |
+//! | `accelerator` | KVM that is tried, watched and given up                               |
 //! | `instances` | VMs with a name: console, logs, start, stop, what stays on their disks  |
 //! | `kills`     | signals and kills at any moment, and what is left of a `run` after them |
 //! | `failures`  | QEMUs that do not start                                                 |
@@ -24,6 +25,7 @@ mod session;
 
 mod boots;
 mod methods;
+mod accelerator;
 mod instances;
 mod kills;
 mod failures;
