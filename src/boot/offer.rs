@@ -172,6 +172,9 @@ impl Question<'_> {
         match (&self.firmware.uefi, &self.firmware.bios) {
             (Ok(_), _) | (_, Ok(())) => Offer::Yes(method),
             (Err(uefi), Err(_)) if self.firmware.asked.is_none() => Offer::NoFirmware(uefi.clone()),
+            (Err(_), Err(bios)) if self.firmware.asked == Some(FirmwareWish::Bios) => {
+                Offer::No(bios.clone())
+            }
             (Err(uefi), Err(_)) => Offer::No(uefi.clone()),
         }
     }

@@ -377,10 +377,16 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
                 "pass --accel tcg if KVM is at fault; `ironboot doctor` shows what it is taken for",
             ),
         ),
+        Error::Unsupported { hypervisor, .. } => (
+            Kind::Hypervisor,
+            hint(match *hypervisor {
+                "QEMU" => "libvirt may have it: `ironboot define`",
+                _ => "QEMU may have it: `ironboot run`",
+            }),
+        ),
         Error::Libvirt { .. }
         | Error::QemuStart { .. }
         | Error::Monitor { .. }
-        | Error::Unsupported { .. }
         | Error::Path { .. }
         | Error::Text { .. }
         | Error::Io { .. } => (Kind::Hypervisor, None),

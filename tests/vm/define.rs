@@ -170,6 +170,30 @@ fn a_domain_boots_its_disk_by_firmware_and_leaves_no_variables() {
 }
 
 #[test]
+fn a_domain_is_connected_to_a_network_of_libvirts_and_to_a_bridge() {
+    let vm = Defined::new("network");
+    let process = std::process::id();
+    // The name of a device has at most 15 characters.
+    let (network, bridge) = (format!("ironboot-{process}"), format!("ib{process}"));
+    let document = vm.bench.root().join("network.xml");
+    let isolated = format!("<network><name>{network}</name><bridge name='{bridge}'/></network>");
+    fs::write(&document, isolated).unwrap();
+    virsh(&["net-create", document.to_str().unwrap()]).unwrap();
+    for connection in [format!("network={network}"), format!("bridge={bridge}")] {
+        let report = ["--append", "ironboot.report=more", "--start"];
+        let mut options = vec!["--network", &connection];
+        options.extend(report);
+        vm.defines(&options);
+        let logs = vm.does("logs", &["--follow"]).stdout;
+        let cards = markers(&logs).into_iter();
+        let cards = cards.filter(|line| line.starts_with("IRONBOOT-NIC virtio_net 52:54:00:"));
+        assert_eq!(cards.count(), 1, "{logs}");
+        vm.is_removed(&["--force"]);
+    }
+    virsh(&["net-destroy", &network]).unwrap();
+}
+
+#[test]
 fn a_domain_of_another_architecture_boots() {
     let vm = Defined::new("arm64");
     vm.defines(&["--arch", "arm64", "--append", "ironboot.disks=2", "--start"]);
