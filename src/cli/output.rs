@@ -11,6 +11,7 @@ use crate::instance::Record;
 use crate::oci::Descriptor;
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
+use crate::stage::Inspected;
 use crate::store::Store;
 
 /// Adds what every object begins with.
@@ -23,17 +24,27 @@ pub(super) fn object(fields: Value) -> Value {
     Value::Object(object)
 }
 
+/// How an image boots, as far as it is known.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Planned<'a> {
+    pub(super) plan: &'a BootPlan,
+    /// The UEFI firmware that a boot by firmware has.
+    pub(super) firmware: Option<&'a FirmwareChoice>,
+    /// What the blobs are; none before they were fetched.
+    pub(super) inspected: Option<&'a Inspected>,
+}
+
 /// The plan of an image: `image`, `layers`, `boot`, `alternatives`, `selection`, `passed_over`,
 /// `download`.
 pub(super) fn plan(
     selected: &Selected,
-    plan: Option<(&BootPlan, Option<&FirmwareChoice>)>,
+    planned: Option<Planned<'_>>,
     store: &Store,
     fetched_bytes: Option<u64>,
 ) -> Value {
     let image = &selected.image;
-    let boot = plan.map(|(plan, firmware)| boot(plan, firmware));
-    let plan = plan.map(|(plan, _)| plan);
+    let boot = planned.map(boot);
+    let plan = planned.map(|planned| planned.plan);
     let needed: Vec<&Descriptor> = plan.map_or_else(Vec::new, |plan| plan.method.blobs());
     let layers: Vec<Value> = image
         .manifest
@@ -90,7 +101,12 @@ fn image_object(image: &Image) -> Value {
     })
 }
 
-fn boot(plan: &BootPlan, firmware: Option<&FirmwareChoice>) -> Value {
+fn boot(planned: Planned<'_>) -> Value {
+    let Planned {
+        plan,
+        firmware,
+        inspected,
+    } = planned;
     let mut object = json!({
         "method": plan.method.name().as_str(),
         "command_line": null,
@@ -111,6 +127,17 @@ fn boot(plan: &BootPlan, firmware: Option<&FirmwareChoice>) -> Value {
         }
         BootMethod::Uki(uki) => {
             object["uki"] = json!(uki.start.name().as_str());
+            let found = inspected.and_then(|inspected| inspected.uki.as_ref());
+            object["uki_content"] =
+                json!(found.and_then(|uki| uki.content.as_ref()).map(|content| {
+                    json!({
+                        "os": content.os_name,
+                        "kernel_release": content.kernel_release,
+                        "command_line": found.map(|uki| uki.command_line.as_str()),
+                        "stub_version": content.stub_version,
+                        "signed": content.is_signed,
+                    })
+                }));
             if let Some(line) = &uki.command_line {
                 object["command_line"] = json!(line.as_str());
                 object["command_line_from"] = json!(CommandLineSource::Option.as_str());

@@ -286,6 +286,10 @@ fn stage(error: &StageError) -> (Kind, Option<String>) {
             Kind::Unbootable,
             hint("leave out --firmware uefi-secure to boot it unverified"),
         ),
+        StageError::NotDirect { .. } => (
+            Kind::Unbootable,
+            hint("start it by UEFI firmware: leave out --uki extract, or install firmware"),
+        ),
         StageError::NoStarter {
             is_ruled_out: true, ..
         } => (

@@ -5,6 +5,7 @@ use std::io;
 use serde_json::json;
 
 use crate::cli::args::{ChoiceArgs, Cli, ImageArgs, Verb};
+use crate::cli::output::Planned;
 use crate::cli::progress::{Amount, Drawing};
 use crate::cli::report::Report;
 use crate::cli::request::{forward, generated_name, image_request, instance_request};
@@ -169,7 +170,11 @@ async fn plan(context: &Context<'_>, image: ImageArgs) -> Result<Ended, Report> 
         text::plan(selected, &plan, resolved.planner.firmware(), &context.store),
         output::plan(
             selected,
-            Some((&plan, resolved.planner.firmware())),
+            Some(Planned {
+                plan: &plan,
+                firmware: resolved.planner.firmware(),
+                inspected: None,
+            }),
             &context.store,
             None,
         ),
@@ -190,7 +195,11 @@ async fn pull(
         let pulled = pull::pull(context, &request, extent).await?;
         lines.push_str(&format!("{}\n", pulled.selected.image.manifest_digest));
         let plan = pulled.plan.as_ref().ok();
-        let plan = plan.map(|(plan, _)| (plan, pulled.planner.firmware()));
+        let plan = plan.map(|(plan, inspected)| Planned {
+            plan,
+            firmware: pulled.planner.firmware(),
+            inspected: Some(inspected),
+        });
         let fetched = Some(pulled.fetched_bytes);
         objects.push(output::plan(
             &pulled.selected,
@@ -218,7 +227,11 @@ async fn prepare(context: &Context<'_>, request: InstanceRequest) -> Result<Ende
 /// The plan of an instance and its files.
 fn prepared_object(context: &Context<'_>, prepared: &Prepared) -> serde_json::Value {
     let fetched = Some(prepared.fetched_bytes);
-    let plan = Some((&prepared.plan, prepared.firmware.as_ref()));
+    let plan = Some(Planned {
+        plan: &prepared.plan,
+        firmware: prepared.firmware.as_ref(),
+        inspected: Some(&prepared.inspected),
+    });
     let mut object = output::plan(&prepared.selected, plan, &context.store, fetched);
     object["staged"] = output::staged(&prepared.record.spec);
     object["created"] = json!(prepared.is_new);

@@ -43,12 +43,21 @@ pub fn check(sample: &Sample, architecture: &Architecture) -> Result<(), Content
     verdict("kernel", sample, architecture, actual)
 }
 
-/// Checks the start of the kernel in a unified kernel image, whose stub unpacks nothing.
+/// Checks the start of the kernel in a unified kernel image, whose stub unpacks nothing: it starts
+/// the kernel as the EFI program that it is. Tells whether QEMU would load it as well, which it
+/// does not where the kernel is packed into an EFI program that unpacks itself (zboot).
 pub(super) fn check_in_uki(
     sample: &Sample,
     architecture: &Architecture,
-) -> Result<(), ContentError> {
-    verdict("kernel in uki", sample, architecture, machine(sample))
+) -> Result<bool, ContentError> {
+    let is_zboot = sample.has(0, b"MZ") && sample.has(4, b"zimg");
+    let actual = if is_zboot {
+        Some(pe::parse(sample)?.machine.into())
+    } else {
+        machine(sample)
+    };
+    verdict("kernel in uki", sample, architecture, actual)?;
+    Ok(!is_zboot)
 }
 
 fn verdict(

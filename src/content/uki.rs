@@ -13,8 +13,6 @@ const KIND: &str = "a unified kernel image";
 const MAX_TEXT_BYTES: u64 = 64 << 10;
 /// Bytes of the kernel that are looked at.
 const KERNEL_HEAD_BYTES: u64 = 64 << 10;
-/// The first systemd-stub that reads words for the command line from SMBIOS.
-const SMBIOS_STUB: u32 = 254;
 
 /// A part of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +26,10 @@ pub struct Piece {
 /// What is in a unified kernel image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UkiContent {
-    /// The kernel; one that QEMU loads directly as well.
+    /// The kernel.
     pub linux: Piece,
+    /// Whether the kernel boots without firmware as well.
+    pub boots_directly: bool,
     /// Microcode and initramfs in the order in which the kernel is given them; may be empty.
     pub initramfs: Vec<Piece>,
     /// The command line as it is in the file.
@@ -42,16 +42,6 @@ pub struct UkiContent {
     pub stub_version: Option<u32>,
     /// Whether there is a signature in the file; whose, and whether it holds, is not looked at.
     pub is_signed: bool,
-}
-
-impl UkiContent {
-    /// Tells whether the stub appends the SMBIOS string `io.systemd.stub.kernel-cmdline-extra` to
-    /// the command line; older stubs ignore it.
-    #[must_use]
-    pub fn reads_smbios_words(&self) -> bool {
-        self.stub_version
-            .is_some_and(|version| version >= SMBIOS_STUB)
-    }
 }
 
 /// Reads what is in a unified kernel image. `read_at` returns the bytes of a part of the blob, of
@@ -87,7 +77,7 @@ pub fn read<E: From<ContentError>>(
         tail: Vec::new(),
         size_bytes: linux.size_bytes,
     };
-    kernel::check_in_uki(&kernel, architecture)?;
+    let boots_directly = kernel::check_in_uki(&kernel, architecture)?;
 
     let mut text = |name| match uki.text(name)? {
         Some(piece) => read_whole(piece).map(Some),
@@ -95,6 +85,7 @@ pub fn read<E: From<ContentError>>(
     };
     Ok(UkiContent {
         linux,
+        boots_directly,
         initramfs: [uki.section(".ucode")?, uki.section(".initrd")?]
             .into_iter()
             .flatten()
@@ -334,9 +325,9 @@ mod tests {
         let initramfs: Vec<String> = found.initramfs.iter().copied().map(text).collect();
         assert_eq!(initramfs, ["070701 microcode", "070701 initramfs"]);
         assert_eq!(piece_of(&content, found.linux), x86_kernel());
-        assert!(found.reads_smbios_words());
         let expected = UkiContent {
             linux: found.linux,
+            boots_directly: true,
             initramfs: found.initramfs.clone(),
             command_line: Some(b"console=ttyS0 \0".to_vec()),
             os_name: Some("Test OS \"1\" \\u{1b}[31m".to_owned()),
@@ -348,11 +339,24 @@ mod tests {
     }
 
     #[test]
+    fn a_kernel_that_unpacks_itself_is_for_firmware_only() {
+        let mut packed = uki_of(0xaa64, &[(".gzdata", b"packed")]);
+        packed[4..8].copy_from_slice(b"zimg");
+        let content = uki_of(0xaa64, &[(".linux", &packed)]);
+        let found = open(&content, &Architecture::Arm64).unwrap();
+        assert!(!found.boots_directly);
+        let content = uki_of(0x8664, &[(".linux", &packed)]);
+        let error = open(&content, &Architecture::Amd64).unwrap_err();
+        assert!(matches!(error, ContentError::WrongArchitecture { .. }));
+    }
+
+    #[test]
     fn a_kernel_alone_is_enough() {
         let content = uki_of(0xaa64, &[(".linux", &arm64_kernel())]);
         let found = open(&content, &Architecture::Arm64).unwrap();
         let expected = UkiContent {
             linux: found.linux,
+            boots_directly: true,
             initramfs: Vec::new(),
             command_line: None,
             os_name: None,
@@ -360,7 +364,6 @@ mod tests {
             stub_version: None,
             is_signed: false,
         };
-        assert!(!found.reads_smbios_words());
         assert_eq!(found, expected);
     }
 

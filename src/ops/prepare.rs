@@ -63,6 +63,8 @@ pub struct Prepared {
     pub record: Record,
     /// How it boots.
     pub plan: BootPlan,
+    /// What its blobs are.
+    pub inspected: Inspected,
     /// The UEFI firmware that a boot by firmware has.
     pub firmware: Option<FirmwareChoice>,
     /// The image and what was passed over for it.
@@ -153,6 +155,7 @@ pub async fn prepare(
     Ok(Prepared {
         record,
         plan,
+        inspected,
         firmware: pulled.planner.firmware().cloned(),
         selected: pulled.selected,
         fetched_bytes: pulled.fetched_bytes,

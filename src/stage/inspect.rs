@@ -4,7 +4,9 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use crate::boot::firmware::UefiKind;
-use crate::boot::{BootMethod, BootPlan, CommandLine, FirmwareWish, HostFirmware, UkiBoot};
+use crate::boot::{
+    BootMethod, BootPlan, CommandLine, FirmwareWish, HostFirmware, UkiBoot, UkiStart,
+};
 use crate::content::disk::{DiskContent, DiskLayout};
 use crate::content::uki::{self, Piece, UkiContent};
 use crate::content::{self, Sample};
@@ -162,6 +164,9 @@ fn inspect_uki(
     let blob = boot.uki.digest;
     if boot.start.uefi() == Some(UefiKind::Secure) && !content.is_signed {
         return Err(StageError::Unsigned { blob });
+    }
+    if boot.start == UkiStart::Extract && !content.boots_directly {
+        return Err(StageError::NotDirect { blob });
     }
     let own = content.command_line.as_deref().unwrap_or_default();
     let command_line =

@@ -60,6 +60,12 @@ pub enum StageError {
         /// The blob.
         blob: Digest,
     },
+    /// The kernel in it is an EFI program that unpacks itself.
+    #[error("uki {blob} can not be booted without firmware: its kernel is packed for UEFI (zboot)")]
+    NotDirect {
+        /// The blob.
+        blob: Digest,
+    },
     /// Nothing that this host has, or that was asked for, starts the disk.
     #[error("disk {blob} has {loaders}, and {reason}")]
     NoStarter {
@@ -127,7 +133,7 @@ impl StageError {
     pub fn rules_out_the_method(&self) -> bool {
         match self {
             Self::Content(error) => !error.is_unsafe(),
-            Self::NoStarter { .. } | Self::UkiCommandLine { .. } => true,
+            Self::NotDirect { .. } | Self::NoStarter { .. } | Self::UkiCommandLine { .. } => true,
             _ => false,
         }
     }

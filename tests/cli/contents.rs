@@ -22,6 +22,7 @@ fn qcow2(sandbox: &Sandbox, options: &[&str]) -> Vec<u8> {
     std::fs::read(path).unwrap()
 }
 
+/// N15, where the qcow2 is a safe one.
 #[test]
 fn a_safe_qcow2_is_taken_as_the_base_of_an_overlay() {
     let sandbox = Sandbox::new();
@@ -76,6 +77,7 @@ fn a_qcow2_that_names_another_file_is_unsafe() {
     );
 }
 
+/// N15.
 #[test]
 fn a_disk_in_a_format_that_names_other_files_is_unsafe() {
     let sandbox = Sandbox::new();

@@ -330,6 +330,16 @@ fn what_is_not_what_its_layer_says_is_passed_over_and_told() {
             "reason": "kernel sha256:<kernel> is all zeros",
         })
     );
+    assert_eq!(
+        json["boot"]["uki_content"],
+        json!({
+            "os": "An OS",
+            "kernel_release": "6.1",
+            "command_line": "own=1 console=ttyS0",
+            "stub_version": 254,
+            "signed": false,
+        })
+    );
     // What only the other method would have needed is gone again.
     let blobs = sandbox.names("blobs/sha256");
     assert_eq!(blobs.len(), 4, "{blobs:?}");
