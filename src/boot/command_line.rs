@@ -73,8 +73,14 @@ impl CommandLine {
     /// The value of the last parameter `name=…`, which is the one that the kernel goes by.
     #[must_use]
     pub fn parameter(&self, name: &str) -> Option<&str> {
-        let values = self.words().filter(|(word, _)| *word == name);
-        values.last()?.1
+        self.values(name).last()
+    }
+
+    /// The values of all parameters `name=…`, for those of which the kernel goes by each.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &str> {
+        self.words()
+            .filter(move |(word, _)| *word == name)
+            .filter_map(|(_, value)| value)
     }
 
     /// The parameters, each with its value if it has one, split as the kernel splits them.
@@ -182,5 +188,7 @@ mod tests {
         assert_eq!(line.parameter("ro"), None);
         let twice: CommandLine = "root=/dev/a \"root=/dev/b\"".parse().unwrap();
         assert_eq!(twice.parameter("root"), Some("/dev/b"));
+        let values: Vec<&str> = twice.values("root").collect();
+        assert_eq!(values, ["/dev/a", "/dev/b"]);
     }
 }

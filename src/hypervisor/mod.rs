@@ -14,7 +14,7 @@
 pub mod libvirt;
 pub mod qemu;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -68,9 +68,9 @@ pub struct Verdict {
 /// How a watch ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Watched {
-    /// The guest got going, or has ended by itself.
+    /// The guest has printed something.
     Lives,
-    /// It may get going, but does not have to say so.
+    /// It was silent as far as it was watched, which tells nothing of it.
     Unknown,
     /// It does not get going.
     Broken(String),
@@ -178,8 +178,9 @@ pub(super) async fn watch(
     let (patience, silence_tells) = match &spec.boot {
         Boot::Kernel { command_line, .. } => {
             let serial = spec.machine.serial_console();
-            let console = command_line.parameter("console");
-            if console.is_some_and(|console| console.starts_with(serial)) {
+            // The kernel prints on all that it is given, not only on the last.
+            let mut consoles = command_line.values("console");
+            if consoles.any(|console| console.starts_with(serial)) {
                 (KERNEL_PATIENCE, true)
             } else {
                 (SILENT_PATIENCE, false)
@@ -195,13 +196,17 @@ pub(super) async fn watch(
         if let Some(trouble) = hypervisor.trouble(spec).await? {
             return Ok(Found(Watched::Broken(trouble)));
         }
-        // What has ended by itself had nothing against KVM.
-        let ended = matches!(
+        // The state is asked for before the log is looked at, so that no last word is missed.
+        let has_ended = matches!(
             hypervisor.state(spec).await?,
             DomainState::Stopped | DomainState::Unknown
         );
-        if ended || fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
+        if fs::metadata(&log).is_ok_and(|log| log.len() > 0) {
             return Ok(Found(Watched::Lives));
+        }
+        if has_ended {
+            // Maybe by itself, and maybe by somebody who would not wait for one that hangs.
+            return Ok(Found(Watched::Unknown));
         }
         if Instant::now() >= deadline {
             let seconds = patience.as_secs();
@@ -216,6 +221,7 @@ pub(super) async fn watch(
 }
 
 /// Acts on what a watch has found: remembers it, and starts the VM again if it does not get going.
+/// The caller holds the name's lock, as the record may be replaced.
 ///
 /// Runs to its end: dropped halfway, it would leave a VM of which nobody knows.
 pub(super) async fn settle(
@@ -297,4 +303,29 @@ async fn host_state(context: &Context<'_>, machine: Machine) -> String {
     let version = version(qemu::args::program(machine), VERSION_PATIENCE).await;
     let version = version.unwrap_or_else(|_| "none".to_owned());
     format!("{}; QEMU {version}", context.host.kvm_state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::qemu::Qemu;
+    use crate::hypervisor::samples::direct;
+
+    #[tokio::test]
+    async fn of_a_guest_that_has_ended_only_what_it_printed_tells() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spec = direct(Machine::Amd64);
+        spec.directory = directory.path().to_owned();
+        for (printed, expected) in [
+            (None, Watched::Unknown),
+            (Some(""), Watched::Unknown),
+            (Some("Linux"), Watched::Lives),
+        ] {
+            if let Some(printed) = printed {
+                fs::write(spec.console_log(), printed).unwrap();
+            }
+            let Found(watched) = watch(&Qemu, &spec).await.unwrap();
+            assert_eq!(watched, expected, "{printed:?}");
+        }
+    }
 }
