@@ -116,7 +116,7 @@ pub async fn choose(
 
 /// Starts a VM that is defined. Where KVM was taken without being asked for, the boot is watched;
 /// if no guest gets going, the VM is started again, once, by QEMU's translator, and `record` says
-/// so, here and on disk.
+/// so, here and on disk. The caller holds the name's lock.
 pub async fn start(
     context: &Context<'_>,
     hypervisor: &dyn Hypervisor,
@@ -142,7 +142,8 @@ pub(super) enum Begun {
 #[derive(Debug)]
 pub struct Found(Watched);
 
-/// Starts a VM. One that KVM refuses is started by QEMU's translator, if KVM was not asked for.
+/// Starts a VM. One that KVM refuses is started by QEMU's translator, if KVM was not asked for. The
+/// caller holds the name's lock.
 pub(super) async fn begin(
     context: &Context<'_>,
     hypervisor: &dyn Hypervisor,
@@ -249,9 +250,14 @@ pub(super) async fn settle(
     other.accelerator_reason.clone_from(&choice.reason);
     hypervisor.define(&other.spec).await?;
     context.instances.update(&other)?;
-    *record = other;
     (context.report)(Progress::Accelerator(choice));
-    hypervisor.start(&record.spec).await?;
+    if let Err(error) = hypervisor.start(&other.spec).await {
+        // It was not KVM's fault, so the VM stays what it was.
+        hypervisor.define(&record.spec).await?;
+        context.instances.update(record)?;
+        return Err(error.into());
+    }
+    *record = other;
     // Only now is it known that it was KVM's fault.
     remember(context, machine, false, reason).await
 }

@@ -120,6 +120,19 @@ fn a_guest_that_hangs_under_kvm_is_started_again_without_it() {
     }
 }
 
+#[test]
+fn a_vm_that_starts_neither_way_stays_what_it_was() {
+    let bench = Bench::new();
+    let mut command = bench.command(&["run", &bench.image(), "--name", "stays", "--persistent"]);
+    command.args(["--accel", "kvm:tcg", "--network", "bridge=ironboot-no"]);
+    let ended = Session::start(command).ends().with_code(125);
+    assert!(ended.stderr.contains("could not start stays"), "{ended}");
+    let listed = Session::start(bench.command(&["list", "--json"])).ends();
+    let listed = listed.with_code(0).json();
+    assert_eq!(listed["instances"][0]["accelerator"], "kvm", "{listed}");
+    assert_eq!(verdicts(&bench), [] as [Value; 0]);
+}
+
 #[cfg(feature = "libvirt")]
 #[test]
 fn a_domain_that_kvm_does_not_run_is_defined_and_started_without_it() {
