@@ -3,16 +3,18 @@
 use crate::files::{Lock, Wait};
 use crate::hypervisor::qemu::{self, Qemu};
 use crate::hypervisor::{Hypervisor, HypervisorError, Stop};
-use crate::instance::Record;
+use crate::instance::{InstanceError, NameLock, Record};
 use crate::ops::accelerator::{self, Begun, Found};
 use crate::ops::prepare::{IfDifferent, InstanceRequest, prepare};
-use crate::ops::{Context, OpsError, Progress, instances};
+use crate::ops::{Context, OpsError, Progress, blocking, instances};
 
 /// A VM that is made and not started.
 #[derive(Debug)]
 pub struct Made {
     record: Record,
     run_lock: Lock,
+    /// Nobody else starts it or takes it away before it is started here.
+    name_lock: NameLock,
 }
 
 /// A VM that runs.
@@ -31,26 +33,36 @@ pub struct Running {
 pub async fn make(context: &Context<'_>, request: &InstanceRequest) -> Result<Made, OpsError> {
     instances::sweep(context).await;
     let prepared = prepare(context, request, Some(&Qemu), IfDifferent::Fail).await?;
-    let record = prepared.record;
+    let (record, name_lock) = (prepared.record, prepared.lock);
     let name = record.spec.name.clone();
     let Some(run_lock) = context.instances.lock_run(&name)? else {
         return Err(OpsError::StillRunning { name });
     };
-    Ok(Made { record, run_lock })
+    Ok(Made {
+        record,
+        run_lock,
+        name_lock,
+    })
 }
 
 /// Starts the VM. If it does not start, an ephemeral instance is gone again.
 ///
 /// Runs to its end: dropped halfway, it would leave a QEMU of which nobody knows.
 pub async fn start(context: &Context<'_>, made: Made) -> Result<Running, OpsError> {
-    let Made { record, run_lock } = made;
+    let Made {
+        record,
+        run_lock,
+        name_lock,
+    } = made;
     let name = record.spec.name.clone();
     let mut running = Running {
         record,
         run_lock,
         is_watched: false,
     };
-    match accelerator::begin(context, &Qemu, &mut running.record).await {
+    let begun = accelerator::begin(context, &Qemu, &mut running.record).await;
+    drop(name_lock);
+    match begun {
         Ok(begun) => {
             running.is_watched = begun == Begun::ToBeWatched;
             (context.report)(Progress::Started(name));
@@ -84,13 +96,28 @@ pub async fn settle(
     let Some(found) = found else {
         return Ok(running);
     };
-    match accelerator::settle(context, &Qemu, &mut running.record, found).await {
+    let settled = match lock(context, &running).await {
+        Ok(_name_lock) => accelerator::settle(context, &Qemu, &mut running.record, found).await,
+        Err(error) => Err(error),
+    };
+    match settled {
         Ok(()) => Ok(running),
         Err(error) => {
             finish(context, running).await?;
             Err(error)
         }
     }
+}
+
+/// Takes the lock of the instance's name. Errors if somebody has removed the instance.
+async fn lock(context: &Context<'_>, running: &Running) -> Result<NameLock, OpsError> {
+    let name = running.record.spec.name.clone();
+    let (instances, locked) = (context.instances.clone(), name.clone());
+    let lock = blocking(move || instances.lock(&locked, Wait::ForEver)).await?;
+    if !context.instances.is_locked_by(&name, &running.run_lock)? {
+        return Err(InstanceError::None { name }.into());
+    }
+    Ok(lock)
 }
 
 /// Ends a `run`: the VM is stopped, and an ephemeral instance removed. Where somebody has removed
