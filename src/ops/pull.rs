@@ -340,7 +340,9 @@ async fn fill(
             label: label(image, blob),
         })
         .collect();
-    let missing_bytes = missing.iter().map(|item| item.descriptor.size).sum();
+    // The sizes of one manifest are known to fit, those of several are not.
+    let sizes_bytes = missing.iter().map(|item| item.descriptor.size);
+    let missing_bytes = sizes_bytes.fold(0, u64::saturating_add);
     let free_bytes = context.store.free_bytes()?;
     if missing_bytes > free_bytes {
         return Err(OpsError::NoSpace {

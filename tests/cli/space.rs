@@ -131,6 +131,26 @@ fn what_does_not_fit_is_not_begun() {
 }
 
 #[test]
+fn sizes_that_no_number_holds_together_do_not_fit() {
+    let sandbox = Sandbox::new();
+    let mut image = Image::default();
+    let config = image.config("config", "{}");
+    let entries = ["amd64", "arm64", "riscv64"].map(|architecture| {
+        let mut layer = image.layer("disk", "rootfs", &disk(architecture));
+        layer["size"] = json!((1_u64 << 63) - 4096);
+        let manifest = manifest(&config, &[layer]);
+        entry(
+            image.document(architecture, OCI_MANIFEST, &manifest),
+            architecture,
+        )
+    });
+    let (_server, reference) = sandbox.serve(&image.index(&entries));
+    let output = sandbox.run(format!("pull -q --json --arch amd64 --all {reference}"));
+    assert_eq!(output.status, 125, "{}", output.text());
+    assert_eq!(output.json()["error"]["kind"], "no-space");
+}
+
+#[test]
 fn a_disk_larger_than_any_is_refused_while_it_is_typed() {
     let sandbox = Sandbox::new();
     for size in ["8000000T", "17T", "0"] {
