@@ -302,6 +302,10 @@ fn stage(error: &StageError) -> (Kind, Option<String>) {
             Kind::Unbootable,
             hint("leave out --append, or start it with --uki loader or --uki extract"),
         ),
+        StageError::UkiTooLarge { .. } => (
+            Kind::Unbootable,
+            hint("start it with --uki loader or --uki extract"),
+        ),
         StageError::DiskSize { .. } | StageError::NoDisk => (Kind::Usage, None),
         StageError::NoSmbios => (
             Kind::Usage,

@@ -172,9 +172,11 @@ impl Stage<'_> {
                 command_line: replacement,
             }),
             UkiStart::Esp(_) => {
+                let size_bytes = boot.uki.size;
                 let loader = OwnContent::Esp {
                     loader: uki,
-                    loader_bytes: boot.uki.size,
+                    loader_bytes: u32::try_from(size_bytes)
+                        .map_err(|_| StageError::UkiTooLarge { blob, size_bytes })?,
                     name: loader_name(self.parts.machine),
                 };
                 let file = self.own("esp.img", loader);

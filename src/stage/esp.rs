@@ -25,7 +25,7 @@ const LARGE_PARTITION_BYTES: u64 = 320 * MIB;
 pub(super) fn write(
     file: &mut File,
     loader: &mut dyn Read,
-    loader_bytes: u64,
+    loader_bytes: u32,
     name: &str,
 ) -> io::Result<()> {
     let partition_bytes = partition_bytes(loader_bytes);
@@ -54,6 +54,7 @@ pub(super) fn write(
     let volume = FileSystem::new(&mut volume, FsOptions::new())?;
     let directory = volume.root_dir().create_dir("EFI")?.create_dir("BOOT")?;
     let mut copy = directory.create_file(name)?;
+    let loader_bytes = u64::from(loader_bytes);
     let copied = io::copy(&mut loader.take(loader_bytes), &mut copy)?;
     if copied != loader_bytes {
         return Err(io::ErrorKind::UnexpectedEof.into());
@@ -62,10 +63,11 @@ pub(super) fn write(
     volume.unmount()
 }
 
-/// Size of the partition in bytes: room for the loader, for what the file system keeps of it (four bytes a cluster, twice), and
-/// for what firmware may write.
+/// Size of the partition in bytes: room for the loader, for what the file system keeps of it (four
+/// bytes a cluster, twice), and for what firmware may write.
 #[must_use]
-pub fn partition_bytes(loader_bytes: u64) -> u64 {
+pub fn partition_bytes(loader_bytes: u32) -> u64 {
+    let loader_bytes = u64::from(loader_bytes);
     let room = loader_bytes + loader_bytes / 32 + 8 * MIB;
     room.max(MIN_PARTITION_BYTES).next_multiple_of(MIB)
 }
@@ -163,7 +165,7 @@ mod tests {
 
     #[test]
     fn other_tools_find_the_loader_where_firmware_looks_for_it() {
-        for size in [1_u64, 16 * MIB + 5, 400 * MIB] {
+        for size in [1_u32, (16 << 20) + 5, 400 << 20] {
             let directory = tempfile::tempdir().unwrap();
             let path = directory.path().join("esp.img");
             let mut file = File::create_new(&path).unwrap();
@@ -186,7 +188,7 @@ mod tests {
             assert_eq!(output(&mut copy), loader);
             let taken = std::fs::metadata(&path).unwrap().blocks() * 512;
             assert!(
-                taken < size + size / 16 + 4 * MIB,
+                taken < u64::from(size + size / 16) + 4 * MIB,
                 "{taken} bytes for {size}"
             );
         }

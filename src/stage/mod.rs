@@ -96,6 +96,14 @@ pub enum StageError {
         #[source]
         source: WordsError,
     },
+    /// FAT has no files of this size.
+    #[error("uki {blob} has {size_bytes} bytes, more than a file on an EFI system partition")]
+    UkiTooLarge {
+        /// The blob.
+        blob: Digest,
+        /// Its size.
+        size_bytes: u64,
+    },
     /// A disk can not be made smaller than the image's.
     #[error("--disk-size {asked_bytes} is smaller than the image's disk of {image_bytes} bytes")]
     DiskSize {
@@ -198,8 +206,8 @@ pub enum OwnContent {
     Esp {
         /// What firmware starts from it.
         loader: PathBuf,
-        /// Its size in bytes.
-        loader_bytes: u64,
+        /// Its size in bytes; FAT has no larger files.
+        loader_bytes: u32,
         /// Its name in `EFI/BOOT`.
         name: &'static str,
     },

@@ -37,12 +37,10 @@ pub(crate) const ARM64: Words = Words {
 };
 
 impl Words {
-    /// Size of a file of the guest's, in sectors.
-    fn sectors(&self, file: &str) -> u64 {
-        fs::metadata(files(self.architecture).join(file))
-            .unwrap()
-            .len()
-            / 512
+    /// Size of a file of the guest's.
+    fn bytes(&self, file: &str) -> u32 {
+        let metadata = fs::metadata(files(self.architecture).join(file)).unwrap();
+        metadata.len().try_into().unwrap()
     }
 
     fn command_line(&self, rest: &str) -> String {
@@ -52,7 +50,7 @@ impl Words {
     fn disk(&self, name: &str, file: &str, tail: &str) -> String {
         format!(
             "IRONBOOT-DISK /dev/{name} size={} {tail}",
-            self.sectors(file)
+            self.bytes(file) / 512
         )
     }
 
@@ -79,7 +77,7 @@ impl Words {
     pub(crate) fn cases(&self) -> Vec<Case> {
         let own = self.command_line("ironboot.from=uki");
         let vda = self.disk("vda", "disk.img", "ro=0 serial=");
-        let esp = ironboot::stage::esp_bytes(self.sectors("uki.efi") * 512) + (2 << 20);
+        let esp = ironboot::stage::esp_bytes(self.bytes("uki.efi")) + (2 << 20);
         let esp = format!("IRONBOOT-DISK /dev/vdb size={} ro=0 serial=", esp / 512);
         let by_firmware = "IRONBOOT-EFI yes";
         let directly = "IRONBOOT-EFI no";
@@ -150,7 +148,7 @@ impl Words {
         let options = format!("--firmware uefi-secure {options}");
         let mut case = self.case("signed", &options, &expected);
         if !options.contains("loader") {
-            let esp = ironboot::stage::esp_bytes(self.sectors("uki-signed.efi") * 512) + (2 << 20);
+            let esp = ironboot::stage::esp_bytes(self.bytes("uki-signed.efi")) + (2 << 20);
             let esp = format!("IRONBOOT-DISK /dev/vda size={} ro=0 serial=", esp / 512);
             case.expected.insert(2, esp);
         }
