@@ -170,19 +170,8 @@ impl Store {
         Ok(record)
     }
 
-    /// Pins `digests` for `name`, an instance's name. Where the top and the manifest of an image
-    /// are among them, the indexes on the way from one to the other are pinned with them.
-    pub fn pin(&self, name: &str, mut digests: BTreeSet<Digest>) -> Result<(), StoreError> {
-        for stored in self.references()? {
-            if !digests.contains(&stored.top.digest) {
-                continue;
-            }
-            for image in stored.images {
-                if digests.contains(&image.manifest.digest) {
-                    digests.extend(image.indexes.iter().map(|index| index.digest));
-                }
-            }
-        }
+    /// Pins `digests` for `name`, an instance's name.
+    pub fn pin(&self, name: &str, digests: BTreeSet<Digest>) -> Result<(), StoreError> {
         let path = self.pin_path(name);
         let name = name.to_owned();
         self.write_record(&path, &Pin { name, digests })
@@ -352,23 +341,10 @@ mod tests {
         let inner = Descriptor::of("i", b"inner");
         let mut images = image("x");
         images[0].indexes = vec![inner.clone()];
-        images.extend(image("y"));
         store.put_reference(&reference, &top, images, 1).unwrap();
         let stored = store.reference(&reference).unwrap().unwrap();
         assert!(stored.digests().any(|digest| digest == inner.digest));
         assert_eq!(store.document(&inner.digest).unwrap(), Some(inner.clone()));
-        let of = |name: &str| image(name)[0].manifest.digest;
-        for (name, pinned, with_inner) in [
-            ("both", [top.digest, of("x")], true),
-            ("other", [top.digest, of("y")], false),
-            ("elsewhere", [of("z"), of("x")], false),
-        ] {
-            let mut expected = BTreeSet::from(pinned);
-            store.pin(name, expected.clone()).unwrap();
-            expected.extend(with_inner.then_some(inner.digest));
-            let pins = store.pins().unwrap();
-            assert!(pins.contains(&(name.to_owned(), expected)), "{pins:?}");
-        }
     }
 
     #[test]
