@@ -12,7 +12,7 @@ use crate::firmware::FirmwareChoice;
 use crate::host::AcceleratorChoice;
 use crate::hypervisor::{Hypervisor, Owner};
 use crate::image::Selected;
-use crate::instance::{InstanceError, NameLock, Record};
+use crate::instance::{Draft, InstanceError, Instances, NameLock, Record};
 use crate::oci::{Descriptor, Digest};
 use crate::ops::accelerator::{self, AcceleratorWish};
 use crate::ops::instances::{self, IfRunning};
@@ -362,6 +362,9 @@ fn difference(present: &Record, wanted: &Record) -> Option<&'static str> {
 }
 
 /// Makes the instance: the pin first, so that its blobs stay, its directory last and in one step.
+///
+/// Never on another thread: whoever is told to end drops the future that waits for it, and a
+/// directory half made and a pin would be left.
 fn make(
     context: &Context<'_>,
     record: &Record,
@@ -371,20 +374,23 @@ fn make(
 ) -> Result<(), OpsError> {
     let name = &record.spec.name;
     context.store.pin(name.as_str(), digests)?;
-    let result = (|| {
-        let draft = context.instances.draft()?;
-        let made = stage::create(own, draft.path())?;
-        if let Some(Owner { uid, gid }) = owner {
-            for path in made {
-                std::os::unix::fs::chown(&path, Some(uid), Some(gid))
-                    .map_err(FileError::of("change the owner of", &path))?;
-            }
-        }
-        draft.commit(&context.instances, record)?;
-        Ok(())
-    })();
-    if result.is_err() {
+    let draft = draft(&context.instances, own, owner);
+    let made = draft.and_then(|draft| Ok(draft.commit(&context.instances, record)?));
+    if made.is_err() {
         context.store.unpin(name.as_str())?;
     }
-    result
+    made
+}
+
+/// Makes the VM's own files, and gives them to `owner`.
+fn draft(instances: &Instances, own: &[OwnFile], owner: Option<Owner>) -> Result<Draft, OpsError> {
+    let draft = instances.draft()?;
+    let made = stage::create(own, draft.path())?;
+    if let Some(Owner { uid, gid }) = owner {
+        for path in made {
+            std::os::unix::fs::chown(&path, Some(uid), Some(gid))
+                .map_err(FileError::of("change the owner of", &path))?;
+        }
+    }
+    Ok(draft)
 }

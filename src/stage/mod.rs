@@ -20,7 +20,7 @@ pub use describe::{Parts, describe};
 pub use esp::partition_bytes as esp_bytes;
 pub use inspect::{Find, Inspected, InspectedUki, Starter, inspect, presume};
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -228,8 +228,8 @@ pub fn create(own: &[OwnFile], draft: &Path) -> Result<Vec<PathBuf>, StageError>
                 backing,
             } => overlay::create(&path, *size_bytes, backing)?,
             OwnContent::Copy { of } => {
-                let content = fs::read(of).map_err(FileError::of("read", of))?;
-                write_private(&path, |file| file.write_all(&content))?;
+                let mut source = File::open(of).map_err(FileError::of("read", of))?;
+                write_private(&path, |file| io::copy(&mut source, file).map(drop))?;
             }
             OwnContent::Pieces { of, pieces } => copy_pieces(of, pieces, &path)?,
             OwnContent::Esp {
