@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
 
-use crate::boot::{BootMethod, BootPlan, Rejected};
+use crate::boot::{BootPlan, Rejected};
 use crate::domain::{
     Accelerator, DomainName, DomainSpec, Machine, Memory, Nic, OemString, Provenance, Uuid,
 };
@@ -232,31 +232,6 @@ fn look(
     }
 }
 
-/// Tells what was added to a command line, or could not be.
-fn tell_words(context: &Context<'_>, plan: &BootPlan, inspected: &Inspected, machine: Machine) {
-    let (console_added, left_out) = match (&plan.method, &inspected.uki) {
-        (BootMethod::Direct(direct), _) => (direct.console_added, None),
-        (BootMethod::Uki(boot), Some(uki)) => {
-            let stub_version = uki.content.as_ref().and_then(|uki| uki.stub_version);
-            // What is wrong with them is said by whoever describes the files.
-            let words = boot.words(&uki.command_line, stub_version);
-            let words = words.unwrap_or_default();
-            (
-                words.console_added && words.left_out.is_none(),
-                words.left_out,
-            )
-        }
-        _ => (false, None),
-    };
-    if console_added {
-        let parameter = format!("console={}", machine.serial_console());
-        (context.report)(Progress::ConsoleAdded { parameter });
-    }
-    if let Some(words) = left_out {
-        (context.report)(Progress::WordsLeftOut { words });
-    }
-}
-
 /// The complete VM.
 fn specify(
     context: &Context<'_>,
@@ -283,8 +258,16 @@ fn specify(
         fw_cfg,
         oem_strings,
         own,
+        console_added,
+        left_out,
     } = staged;
-    tell_words(context, plan, inspected, machine);
+    if console_added {
+        let parameter = format!("console={}", machine.serial_console());
+        (context.report)(Progress::ConsoleAdded { parameter });
+    }
+    if let Some(words) = left_out {
+        (context.report)(Progress::WordsLeftOut { words });
+    }
     let image = &plan.image;
     let spec = DomainSpec {
         uuid: Uuid::of(&format!("ironboot {}", directory.display())),

@@ -48,6 +48,8 @@ pub fn describe(
         disks: Vec::new(),
         oem_strings: parts.oem_strings.to_vec(),
         own: Vec::new(),
+        console_added: false,
+        left_out: None,
     };
     let boot = match &parts.plan.method {
         BootMethod::Direct(direct) => stage.direct(direct)?,
@@ -80,10 +82,14 @@ pub fn describe(
     }
     let fw_cfg = stage.guest_files();
     let Stage {
+        parts: _,
+        store: _,
+        directory: _,
         disks,
         oem_strings,
         own,
-        ..
+        console_added,
+        left_out,
     } = stage;
     Ok(StagedBoot {
         boot,
@@ -91,6 +97,8 @@ pub fn describe(
         fw_cfg,
         oem_strings,
         own,
+        console_added,
+        left_out,
     })
 }
 
@@ -102,6 +110,8 @@ struct Stage<'a> {
     disks: Vec<Disk>,
     oem_strings: Vec<OemString>,
     own: Vec<OwnFile>,
+    console_added: bool,
+    left_out: Option<CommandLine>,
 }
 
 impl Stage<'_> {
@@ -120,6 +130,7 @@ impl Stage<'_> {
     }
 
     fn direct(&mut self, direct: &DirectBoot) -> Result<Boot, StageError> {
+        self.console_added = direct.console_added;
         if let Some(disk) = &direct.disk {
             let mut disk = self.overlay(disk)?;
             disk.bus = bus_of_root(&direct.command_line);
@@ -148,11 +159,12 @@ impl Stage<'_> {
         let Words {
             replacement,
             smbios,
-            left_out: _,
-            console_added: _,
+            left_out,
+            console_added,
         } = boot
             .words(own_line, content.and_then(|content| content.stub_version))
             .map_err(|source| StageError::UkiWords { blob, source })?;
+        (self.left_out, self.console_added) = (left_out, console_added);
         if let Some(disk) = &boot.disk {
             let disk = self.overlay(disk)?;
             self.disks.push(disk);

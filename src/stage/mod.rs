@@ -27,8 +27,8 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
-use crate::boot::CommandLineError;
 use crate::boot::uki::WordsError;
+use crate::boot::{CommandLine, CommandLineError};
 use crate::content::ContentError;
 use crate::content::uki::Piece;
 use crate::domain::{Backing, Boot, Disk, FwCfg, FwCfgName, OemString};
@@ -169,6 +169,10 @@ pub struct StagedBoot {
     pub oem_strings: Vec<OemString>,
     /// The files among these that are the VM's own, and what makes them.
     pub own: Vec<OwnFile>,
+    /// Whether the kernel's command line was given a console.
+    pub console_added: bool,
+    /// What was to be added to it where that can be done, and can not.
+    pub left_out: Option<CommandLine>,
 }
 
 /// A file that is the VM's own.
