@@ -168,13 +168,7 @@ impl Attempt<'_> {
                 Ok(plan) => plan.method.blobs(),
                 Err(_) => Vec::new(),
             };
-            let chosen = chosen(
-                (&self.manifest, &self.indexes),
-                self.image,
-                &needed,
-                self.extent,
-            );
-            let (lease, images) = self.fill(chosen).await?;
+            let (lease, images) = self.fill(self.chosen(&needed)).await?;
             let plan = match plan {
                 Ok(plan) => match self.inspect(&plan, &lease) {
                     Ok(inspected) => Ok((plan, inspected)),
@@ -200,6 +194,25 @@ impl Attempt<'_> {
         }
     }
 
+    /// The chosen image: its config and command line always, and the layers that are wanted.
+    fn chosen(&self, needed: &[&Descriptor]) -> StoredImage {
+        let image = self.image;
+        let command_line = image.roles.get(LayerRole::CommandLine);
+        let blobs = image.manifest.blobs().into_iter().filter(|blob| {
+            self.extent == Extent::All
+                || **blob == image.manifest.config
+                || Some(*blob) == command_line
+                || needed.contains(blob)
+        });
+        StoredImage {
+            manifest: self.manifest.clone(),
+            indexes: self.indexes.clone(),
+            architecture: image.architecture.clone().map(|(word, _)| word),
+            variant: image.variant.map(|(variant, _)| variant.to_string()),
+            blobs: blobs.cloned().collect(),
+        }
+    }
+
     /// Puts everything that is wished for, and `chosen`, into the store.
     async fn fill(
         &mut self,
@@ -212,16 +225,47 @@ impl Attempt<'_> {
         let (store, leased) = (self.context.store.clone(), digests.clone());
         let lease = Arc::new(blocking(move || store.lease(leased)).await?);
         self.leased.extend(&digests);
-        self.fetched_bytes += fill(
-            self.context,
-            self.source,
-            self.image,
-            &self.wish.documents,
-            &images,
-            &lease,
-        )
-        .await?;
+        self.fetched_bytes += self.fetch(&images, &lease).await?;
+        // Parents after their children, so that a crash leaves no document without its blobs.
+        for (descriptor, bytes) in self.wish.documents.iter().rev() {
+            let (lease, descriptor) = (Arc::clone(&lease), descriptor.clone());
+            let bytes = bytes.clone();
+            blocking(move || lease.put(&descriptor, &bytes)).await?;
+        }
         Ok((lease, images))
+    }
+
+    /// Fetches the blobs that are not here. Returns the number of bytes that were fetched.
+    async fn fetch(&self, images: &[StoredImage], lease: &Arc<Lease>) -> Result<u64, OpsError> {
+        let (context, image) = (self.context, self.image);
+        let mut seen = BTreeSet::new();
+        let missing: Vec<Item> = images
+            .iter()
+            .flat_map(|image| &image.blobs)
+            .filter(|blob| seen.insert(blob.digest) && !context.store.seems_to_have(blob))
+            .map(|blob| Item {
+                descriptor: blob.clone(),
+                label: label(image, blob),
+            })
+            .collect();
+        // The sizes of one manifest are known to fit, those of several are not.
+        let sizes_bytes = missing.iter().map(|item| item.descriptor.size);
+        let missing_bytes = sizes_bytes.fold(0, u64::saturating_add);
+        let free_bytes = context.store.free_bytes()?;
+        if missing_bytes > free_bytes {
+            return Err(OpsError::NoSpace {
+                path: context.store.root().to_owned(),
+                needed_bytes: missing_bytes,
+                free_bytes,
+            });
+        }
+        (context.report)(Progress::Fetching { missing_bytes });
+        let sizes: BTreeMap<Digest, u64> = missing
+            .iter()
+            .map(|item| (item.descriptor.digest, item.descriptor.size))
+            .collect();
+        let fetched = fetch::fetch(context, &image.reference, self.source, lease, missing).await?;
+        Ok(fetched.iter().filter_map(|digest| sizes.get(digest)).sum())
     }
 
     fn inspect(&self, plan: &BootPlan, lease: &Lease) -> Result<Inspected, StageError> {
@@ -236,30 +280,6 @@ struct Wish {
     documents: Vec<(Descriptor, Vec<u8>)>,
     /// The other images, whole.
     images: Vec<StoredImage>,
-}
-
-/// The chosen image: its config and command line always, and the layers that are wanted.
-fn chosen(
-    on_the_way: (&Descriptor, &[Descriptor]),
-    image: &Image,
-    needed: &[&Descriptor],
-    extent: Extent,
-) -> StoredImage {
-    let command_line = image.roles.get(LayerRole::CommandLine);
-    let blobs = image.manifest.blobs().into_iter().filter(|blob| {
-        extent == Extent::All
-            || **blob == image.manifest.config
-            || Some(*blob) == command_line
-            || needed.contains(blob)
-    });
-    let (manifest, indexes) = on_the_way;
-    StoredImage {
-        manifest: manifest.clone(),
-        indexes: indexes.to_vec(),
-        architecture: image.architecture.clone().map(|(word, _)| word),
-        variant: image.variant.map(|(variant, _)| variant.to_string()),
-        blobs: blobs.cloned().collect(),
-    }
 }
 
 impl Wish {
@@ -319,51 +339,6 @@ impl Wish {
         let blobs = images.iter().flat_map(|image| &image.blobs);
         documents.chain(blobs.map(|blob| blob.digest)).collect()
     }
-}
-
-/// Puts documents and blobs into the store. Returns the number of bytes that were fetched.
-async fn fill(
-    context: &Context<'_>,
-    source: &dyn Source,
-    image: &Image,
-    documents: &[(Descriptor, Vec<u8>)],
-    images: &[StoredImage],
-    lease: &Arc<Lease>,
-) -> Result<u64, OpsError> {
-    let mut seen = BTreeSet::new();
-    let missing: Vec<Item> = images
-        .iter()
-        .flat_map(|image| &image.blobs)
-        .filter(|blob| seen.insert(blob.digest) && !context.store.seems_to_have(blob))
-        .map(|blob| Item {
-            descriptor: blob.clone(),
-            label: label(image, blob),
-        })
-        .collect();
-    // The sizes of one manifest are known to fit, those of several are not.
-    let sizes_bytes = missing.iter().map(|item| item.descriptor.size);
-    let missing_bytes = sizes_bytes.fold(0, u64::saturating_add);
-    let free_bytes = context.store.free_bytes()?;
-    if missing_bytes > free_bytes {
-        return Err(OpsError::NoSpace {
-            path: context.store.root().to_owned(),
-            needed_bytes: missing_bytes,
-            free_bytes,
-        });
-    }
-    (context.report)(Progress::Fetching { missing_bytes });
-    let sizes: BTreeMap<Digest, u64> = missing
-        .iter()
-        .map(|item| (item.descriptor.digest, item.descriptor.size))
-        .collect();
-    let fetched = fetch::fetch(context, &image.reference, source, lease, missing).await?;
-    // Parents after their children, so that a crash leaves no document without its blobs.
-    for (descriptor, bytes) in documents.iter().rev() {
-        let (lease, descriptor) = (Arc::clone(lease), descriptor.clone());
-        let bytes = bytes.clone();
-        blocking(move || lease.put(&descriptor, &bytes)).await?;
-    }
-    Ok(fetched.iter().filter_map(|digest| sizes.get(digest)).sum())
 }
 
 /// What a blob is for, for people.
