@@ -17,8 +17,8 @@ mod options;
 mod qmp;
 pub mod version;
 
-use std::fs::{self, OpenOptions};
-use std::io;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -46,6 +46,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 const QUIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often a process or a lock is looked at while it is waited for.
 const POLL: Duration = Duration::from_millis(20);
+
+/// Most that is read of what QEMU has said, in bytes.
+const MAX_WORDS_BYTES: u64 = 64 << 10;
 
 /// QEMU as a process of its own.
 #[derive(Debug, Clone, Copy, Default)]
@@ -181,10 +184,19 @@ fn trouble(answer: &Value, log: &str) -> Option<String> {
     }
 }
 
-/// What QEMU itself has said since the VM's last start: errors and warnings.
+/// What QEMU itself has said last since the VM's start: errors and warnings, of some of which a
+/// guest may cause as many as it likes.
 #[must_use]
 pub fn words(spec: &DomainSpec) -> String {
-    fs::read_to_string(spec.directory.join("qemu.log")).unwrap_or_default()
+    let end = || -> io::Result<Vec<u8>> {
+        let mut log = File::open(spec.directory.join("qemu.log"))?;
+        let length = log.metadata()?.len();
+        log.seek(SeekFrom::Start(length.saturating_sub(MAX_WORDS_BYTES)))?;
+        let mut bytes = Vec::new();
+        log.take(MAX_WORDS_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    String::from_utf8_lossy(&end().unwrap_or_default()).into_owned()
 }
 
 fn input(directory: &Path) -> PathBuf {
