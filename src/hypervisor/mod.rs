@@ -44,11 +44,11 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// Tells what the VM does now.
     async fn state(&self, spec: &DomainSpec) -> Result<DomainState, HypervisorError>;
 
-    /// Tells what keeps a VM that was started from running, in the hypervisor's words; nothing
-    /// does if it runs, has ended or is held by somebody.
+    /// Tells what keeps a VM that was started from running; nothing does if it runs, has ended or
+    /// is held by somebody.
     ///
     /// None is no proof of health: a guest may hang without its hypervisor knowing.
-    async fn trouble(&self, spec: &DomainSpec) -> Result<Option<String>, HypervisorError>;
+    async fn trouble(&self, spec: &DomainSpec) -> Result<Option<Trouble>, HypervisorError>;
 
     /// Stops the VM and waits until it has stopped; one that does not run is no error.
     async fn stop(&self, spec: &DomainSpec, how: Stop) -> Result<(), HypervisorError>;
@@ -86,6 +86,15 @@ pub enum DomainState {
     Paused,
 }
 
+/// What keeps a VM from running, in words.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// An error inside of QEMU or KVM.
+    Internal(String),
+    /// What no other accelerator would mend: an error of its disk, or of its own system.
+    OfTheVm(&'static str),
+}
+
 /// How to stop a VM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stop {
@@ -104,6 +113,15 @@ impl DomainState {
             Self::Stopped => "stopped",
             Self::Running => "running",
             Self::Paused => "paused",
+        }
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Internal(words) => f.write_str(words),
+            Self::OfTheVm(words) => f.write_str(words),
         }
     }
 }

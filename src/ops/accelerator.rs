@@ -20,7 +20,7 @@ use crate::domain::{Accelerator, Boot, DomainSpec, Firmware, Machine};
 use crate::files;
 use crate::host::AcceleratorChoice;
 use crate::hypervisor::qemu::{self, version::version};
-use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop};
+use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop, Trouble};
 use crate::instance::Record;
 use crate::ops::{Context, OpsError, Progress};
 
@@ -70,7 +70,7 @@ pub struct Verdict {
 enum Watched {
     /// The guest has printed something.
     Lives,
-    /// It was silent as far as it was watched, which tells nothing of it.
+    /// Nothing was seen that tells whether it was the accelerator.
     Unknown,
     /// It does not get going.
     Broken(String),
@@ -194,8 +194,11 @@ pub(super) async fn watch(
     let log = spec.console_log();
     let deadline = Instant::now() + patience;
     loop {
-        if let Some(trouble) = hypervisor.trouble(spec).await? {
-            return Ok(Found(Watched::Broken(trouble)));
+        match hypervisor.trouble(spec).await? {
+            Some(Trouble::Internal(words)) => return Ok(Found(Watched::Broken(words))),
+            // Whoever looks at the console is told.
+            Some(Trouble::OfTheVm(_)) => return Ok(Found(Watched::Unknown)),
+            None => {}
         }
         // The state is asked for before the log is looked at, so that no last word is missed.
         let has_ended = matches!(

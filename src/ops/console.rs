@@ -56,8 +56,8 @@ pub async fn follow(
         if !stopped && looks % LOOKS_PER_TROUBLE == LOOKS_PER_TROUBLE - 1 {
             // A hypervisor that does not answer now is asked again.
             let trouble = hypervisor.trouble(spec).await.unwrap_or_default();
-            if let Some(message) = trouble {
-                let domain = spec.name.clone();
+            if let Some(trouble) = trouble {
+                let (domain, message) = (spec.name.clone(), trouble.to_string());
                 return Err(HypervisorError::Trouble { domain, message }.into());
             }
         }

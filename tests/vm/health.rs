@@ -77,7 +77,7 @@ async fn outcome(hypervisor: &dyn Hypervisor, vm: &Vm) -> Outcome {
 async fn seen(hypervisor: &dyn Hypervisor, vm: &Vm) -> Outcome {
     loop {
         if let Some(trouble) = hypervisor.trouble(&vm.spec).await.unwrap() {
-            return Outcome::Trouble(trouble);
+            return Outcome::Trouble(trouble.to_string());
         }
         if !vm.printed().is_empty() {
             return Outcome::Prints;

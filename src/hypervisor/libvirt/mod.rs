@@ -31,7 +31,9 @@ use virt::error::Error as VirtError;
 use crate::domain::DomainSpec;
 use crate::hypervisor::libvirt::connection::{Attempt, Connection, Uri};
 use crate::hypervisor::libvirt::devices::Labels;
-use crate::hypervisor::{ConsoleInput, DomainState, Hypervisor, HypervisorError, Owner, Stop};
+use crate::hypervisor::{
+    ConsoleInput, DomainState, Hypervisor, HypervisorError, Owner, Stop, Trouble,
+};
 use crate::oci::Printable;
 
 /// Time between two looks at a VM that is to stop.
@@ -181,13 +183,12 @@ impl Hypervisor for Libvirt {
         .await
     }
 
-    async fn trouble(&self, spec: &DomainSpec) -> Result<Option<String>, HypervisorError> {
+    async fn trouble(&self, spec: &DomainSpec) -> Result<Option<Trouble>, HypervisorError> {
         self.with_domain(spec, "tell the state of", |attempt, domain| {
             let Some(domain) = domain else {
                 return Ok(None);
             };
-            let reason = looked_up(attempt, &domain)?.and_then(|(_, reason)| trouble(reason));
-            Ok(reason.map(str::to_owned))
+            Ok(looked_up(attempt, &domain)?.and_then(|(_, reason)| trouble(reason)))
         })
         .await
     }
@@ -307,18 +308,21 @@ fn is_passing(reason: DomainStateReasonEnum) -> bool {
 }
 
 /// Tells what a VM suffers from that neither libvirt nor anybody else has paused on purpose.
-fn trouble(reason: DomainStateReasonEnum) -> Option<&'static str> {
+fn trouble(reason: DomainStateReasonEnum) -> Option<Trouble> {
     let Enum::Known(DomainStateReason::Paused(Enum::Known(reason))) = reason else {
         return None;
     };
-    match reason {
+    let words = match reason {
         // What libvirt makes of an error inside of KVM.
-        DomainPausedReason::Unknown => Some("QEMU has stopped it for a reason unknown to libvirt"),
-        DomainPausedReason::IOError => Some("QEMU has stopped it after an error of its disk"),
-        DomainPausedReason::Watchdog => Some("its watchdog has stopped it"),
-        DomainPausedReason::Crashed => Some("its system has crashed"),
-        DomainPausedReason::PostCopyFailed => Some("its migration has failed"),
-        DomainPausedReason::APIError => Some("libvirt has failed to let it go on"),
+        DomainPausedReason::Unknown => {
+            let words = "QEMU has stopped it for a reason unknown to libvirt";
+            return Some(Trouble::Internal(words.to_owned()));
+        }
+        DomainPausedReason::IOError => "QEMU has stopped it after an error of its disk",
+        DomainPausedReason::Watchdog => "its watchdog has stopped it",
+        DomainPausedReason::Crashed => "its system has crashed",
+        DomainPausedReason::PostCopyFailed => "its migration has failed",
+        DomainPausedReason::APIError => "libvirt has failed to let it go on",
         DomainPausedReason::User
         | DomainPausedReason::Migration
         | DomainPausedReason::Save
@@ -327,8 +331,9 @@ fn trouble(reason: DomainStateReasonEnum) -> Option<&'static str> {
         | DomainPausedReason::ShuttingDown
         | DomainPausedReason::Snapshot
         | DomainPausedReason::StartingUp
-        | DomainPausedReason::PostCopy => None,
-    }
+        | DomainPausedReason::PostCopy => return None,
+    };
+    Some(Trouble::OfTheVm(words))
 }
 
 /// Removes what earlier starts printed and makes an empty file for the next, ours to read: libvirt's
@@ -395,13 +400,16 @@ mod tests {
             let reason = Enum::Known(DomainStateReason::Paused(Enum::Known(reason)));
             assert_eq!(trouble(reason), expected);
         };
+        let unknown = "QEMU has stopped it for a reason unknown to libvirt";
         check(
             DomainPausedReason::Unknown,
-            Some("QEMU has stopped it for a reason unknown to libvirt"),
+            Some(Trouble::Internal(unknown.to_owned())),
         );
         check(
             DomainPausedReason::IOError,
-            Some("QEMU has stopped it after an error of its disk"),
+            Some(Trouble::OfTheVm(
+                "QEMU has stopped it after an error of its disk",
+            )),
         );
         check(DomainPausedReason::User, None);
         check(DomainPausedReason::StartingUp, None);

@@ -35,7 +35,9 @@ use tokio::time::{Instant, sleep};
 
 use crate::domain::{DomainName, DomainSpec};
 use crate::files::{self, Lock, Wait};
-use crate::hypervisor::{ConsoleInput, DomainState, Hypervisor, HypervisorError, Owner, Stop};
+use crate::hypervisor::{
+    ConsoleInput, DomainState, Hypervisor, HypervisorError, Owner, Stop, Trouble,
+};
 
 /// Name in records and JSON.
 pub const NAME: &str = "qemu";
@@ -94,7 +96,7 @@ impl Hypervisor for Qemu {
         })
     }
 
-    async fn trouble(&self, spec: &DomainSpec) -> Result<Option<String>, HypervisorError> {
+    async fn trouble(&self, spec: &DomainSpec) -> Result<Option<Trouble>, HypervisorError> {
         let running = || is_running(&spec.directory);
         if !running()? {
             return Ok(None);
@@ -168,18 +170,21 @@ impl Hypervisor for Qemu {
 /// Judges the answer to `query-status` of a QEMU that has said `log`.
 ///
 /// Source: QEMU's qapi/run-state.json, `RunState`.
-fn trouble(answer: &Value, log: &str) -> Option<String> {
+fn trouble(answer: &Value, log: &str) -> Option<Trouble> {
     let status = answer["status"].as_str().unwrap_or_default();
     // Of what KVM does not cope with QEMU tells on its standard error, before all registers.
     let of_kvm = ["KVM internal error", "KVM: entry failed", "kvm run failed"];
     let mut lines = log.lines();
     match status {
-        "internal-error" => lines
-            .find(|line| of_kvm.iter().any(|words| line.contains(words)))
-            .map(|line| line.trim().to_owned())
-            .or_else(|| Some("QEMU has stopped it after an error of its own".to_owned())),
-        "io-error" => Some("QEMU has stopped it after an error of its disk".to_owned()),
-        "guest-panicked" => Some("its system has crashed".to_owned()),
+        "internal-error" => {
+            let of_kvm = lines.find(|line| of_kvm.iter().any(|words| line.contains(words)));
+            let words = of_kvm.unwrap_or("QEMU has stopped it after an error of its own");
+            Some(Trouble::Internal(words.trim().to_owned()))
+        }
+        "io-error" => Some(Trouble::OfTheVm(
+            "QEMU has stopped it after an error of its disk",
+        )),
+        "guest-panicked" => Some(Trouble::OfTheVm("its system has crashed")),
         _ => None,
     }
 }
@@ -391,7 +396,9 @@ mod tests {
             ("running", None),
             (
                 "internal-error",
-                Some("KVM internal error. Suberror: 1".to_owned()),
+                Some(Trouble::Internal(
+                    "KVM internal error. Suberror: 1".to_owned(),
+                )),
             ),
         ] {
             let socket = directory.path().join(args::MONITOR);
@@ -409,10 +416,11 @@ mod tests {
 
     #[test]
     fn a_vm_is_in_trouble_that_does_not_go_on_by_itself() {
-        let check = |status: &str, log: &str, expected: Option<&str>| {
+        let check = |status: &str, log: &str, expected: Option<Trouble>| {
             let answer = json!({"status": status, "running": false});
-            assert_eq!(trouble(&answer, log).as_deref(), expected, "{status} {log}");
+            assert_eq!(trouble(&answer, log), expected, "{status} {log}");
         };
+        let inside = |words: &str| Some(Trouble::Internal(words.to_owned()));
         let internal = "KVM internal error. Suberror: 1\nemulation failure\nEAX=00000000 EBX=1\n";
         for status in ["running", "prelaunch", "paused", "suspended", "shutdown"] {
             check(status, internal, None);
@@ -420,23 +428,24 @@ mod tests {
         check(
             "internal-error",
             internal,
-            Some("KVM internal error. Suberror: 1"),
+            inside("KVM internal error. Suberror: 1"),
         );
         let failed = "qemu: warning: x\nerror: kvm run failed Invalid argument\r\nEAX=0";
         check(
             "internal-error",
             failed,
-            Some("error: kvm run failed Invalid argument"),
+            inside("error: kvm run failed Invalid argument"),
+        );
+        check(
+            "internal-error",
+            "",
+            inside("QEMU has stopped it after an error of its own"),
         );
         for (status, expected) in [
-            (
-                "internal-error",
-                "QEMU has stopped it after an error of its own",
-            ),
             ("io-error", "QEMU has stopped it after an error of its disk"),
             ("guest-panicked", "its system has crashed"),
         ] {
-            check(status, "", Some(expected));
+            check(status, internal, Some(Trouble::OfTheVm(expected)));
         }
         assert_eq!(trouble(&json!(null), ""), None);
     }
