@@ -29,6 +29,9 @@ const MULTIBOOT: &[(&[u8], usize)] = &[
     (b"\xd6\x50\x52\xe8", 32 << 10),
 ];
 
+/// The words for a program with such a header.
+const MULTIBOOT_KERNEL: &str = "a multiboot kernel";
+
 /// Checks that QEMU can load a kernel on `architecture`.
 ///
 /// Formats: Linux Documentation/arch/x86/boot.rst and Documentation/arch/arm64/booting.rst. An
@@ -81,6 +84,19 @@ fn verdict(
     })
 }
 
+/// The words for what QEMU would take an EFI program for, that is handed to it as a kernel.
+pub(super) fn other_loader(sample: &Sample) -> Option<&'static str> {
+    before_linux(sample).or_else(|| is_multiboot(&sample.head).then_some(MULTIBOOT_KERNEL))
+}
+
+/// The words for what QEMU looks for before it looks for an arm64 kernel.
+fn before_linux(sample: &Sample) -> Option<&'static str> {
+    BEFORE_LINUX
+        .iter()
+        .find(|(offset, magic, _)| sample.has(*offset, magic))
+        .map(|(.., what)| *what)
+}
+
 /// The words for a program or a kernel of any kind.
 pub(super) fn program(sample: &Sample) -> Option<&'static str> {
     match machine(sample) {
@@ -90,13 +106,10 @@ pub(super) fn program(sample: &Sample) -> Option<&'static str> {
     }
     // Boot loaders in front of the first partition have such a header, too.
     if is_multiboot(&sample.head) && partitions::read(sample).is_none() {
-        return Some("a multiboot kernel");
+        return Some(MULTIBOOT_KERNEL);
     }
-    let found = BEFORE_LINUX
-        .iter()
-        .find(|(offset, magic, _)| sample.has(*offset, magic));
-    match found {
-        Some((.., what)) => Some(what),
+    match before_linux(sample) {
+        Some(what) => Some(what),
         None if is_uki(sample) => Some("a unified kernel image"),
         None if sample.has(0, b"MZ") => Some("an EFI program"),
         None => None,
@@ -105,10 +118,7 @@ pub(super) fn program(sample: &Sample) -> Option<&'static str> {
 
 /// The machine of a kernel as it would be loaded: not packed, and nothing else before.
 fn machine(sample: &Sample) -> Option<Architecture> {
-    let is_other = BEFORE_LINUX
-        .iter()
-        .any(|(offset, magic, _)| sample.has(*offset, magic));
-    if is_other || is_uki(sample) {
+    if before_linux(sample).is_some() || is_uki(sample) {
         None
     } else if sample.has(0x202, b"HdrS") && sample.has(0x1fe, b"\x55\xaa") {
         Some(Architecture::Amd64)

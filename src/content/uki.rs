@@ -114,6 +114,14 @@ impl Uki {
         if !sample.has(0, b"MZ") {
             return Err(sample.mismatch(ROLE, KIND));
         }
+        if let Some(second) = kernel::other_loader(sample) {
+            return Err(ContentError::TwoFormats {
+                role: ROLE,
+                blob: sample.digest,
+                first: KIND,
+                second,
+            });
+        }
         let program = pe::parse(sample)?;
         let actual = Architecture::from(program.machine);
         if actual != *architecture {
@@ -219,7 +227,7 @@ fn stub_version(text: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::{Piece, UkiContent, pretty_name, read, stub_version};
-    use crate::content::samples::{arm64_kernel, piece_of, sample, uki, uki_of, x86_kernel};
+    use crate::content::samples::{arm64_kernel, patch, piece_of, sample, uki, uki_of, x86_kernel};
     use crate::content::{ContentError, HEAD_BYTES};
     use crate::oci::Architecture;
 
@@ -259,6 +267,14 @@ mod tests {
             (
                 driver,
                 "EFI program X has a subsystem that firmware does not start",
+            ),
+            (
+                patch(uki(&[(".linux", &kernel)]), &[(4, b"zimg")]),
+                "uki X could be read as a unified kernel image and as an EFI zboot kernel",
+            ),
+            (
+                uki(&[(".linux", &kernel), (".text", b"\x02\xb0\xad\x1b")]),
+                "uki X could be read as a unified kernel image and as a multiboot kernel",
             ),
             (
                 b"MZ".to_vec(),
