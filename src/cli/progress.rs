@@ -156,6 +156,9 @@ impl Drawing {
                     self.line(&format!("accelerator {name}: {reason}"));
                 }
             }
+            Progress::VerdictLost { reason } => {
+                self.warn(&format!("how KVM did is not remembered: {reason}"));
+            }
             Progress::HypervisorSaid(words) => self.line(&format!("QEMU: {}", Printable(&words))),
             Progress::Started(name) => {
                 if self.amount == Amount::Verbose {

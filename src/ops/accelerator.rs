@@ -9,6 +9,7 @@
 //! <store>/accelerator.json
 //! ```
 
+use std::error::Error;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -17,12 +18,12 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use crate::domain::{Accelerator, Boot, DomainSpec, Firmware, Machine};
-use crate::files;
 use crate::host::AcceleratorChoice;
 use crate::hypervisor::qemu::{self, version::version};
 use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop, Trouble};
 use crate::instance::Record;
 use crate::ops::{Context, OpsError, Progress};
+use crate::store::Store;
 
 /// How often a VM is looked at while it is watched.
 const POLL: Duration = Duration::from_millis(50);
@@ -35,8 +36,6 @@ const SILENT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long QEMU may take to say its version.
 const VERSION_PATIENCE: Duration = Duration::from_secs(5);
-/// Largest file of verdicts that is read, in bytes.
-const MAX_VERDICTS_BYTES: u64 = 64 << 10;
 
 /// What accelerator the caller asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -239,7 +238,8 @@ pub(super) async fn settle(
         Watched::Unknown => return Ok(()),
         Watched::Lives => {
             let reason = "a guest ran under it".to_owned();
-            return remember(context, machine, true, reason).await;
+            remember(context, machine, true, reason).await;
+            return Ok(());
         }
         Watched::Broken(reason) => reason,
     };
@@ -262,7 +262,8 @@ pub(super) async fn settle(
     }
     *record = other;
     // Only now is it known that it was KVM's fault.
-    remember(context, machine, false, reason).await
+    remember(context, machine, false, reason).await;
+    Ok(())
 }
 
 fn path(context: &Context<'_>) -> PathBuf {
@@ -279,19 +280,12 @@ pub async fn verdict(context: &Context<'_>, machine: Machine) -> Option<Verdict>
 
 /// All verdicts; none from a file that is not there or not readable, which is as good as new.
 fn read(context: &Context<'_>) -> Vec<Verdict> {
-    files::read_small(&path(context), MAX_VERDICTS_BYTES)
-        .ok()
-        .flatten()
-        .and_then(|json| serde_json::from_slice(&json).ok())
-        .unwrap_or_default()
+    let verdicts = Store::read_record(&path(context));
+    verdicts.ok().flatten().unwrap_or_default()
 }
 
-async fn remember(
-    context: &Context<'_>,
-    machine: Machine,
-    works: bool,
-    reason: String,
-) -> Result<(), OpsError> {
+/// Keeps a verdict. Where that can not be done it is told, and the VM goes on.
+async fn remember(context: &Context<'_>, machine: Machine, works: bool, reason: String) {
     let mut verdicts = read(context);
     // One for each machine: the host is not what it was any more.
     verdicts.retain(|verdict| verdict.machine != machine);
@@ -302,9 +296,12 @@ async fn remember(
         reason,
         decided_at: context.now,
     });
-    let json = serde_json::to_vec_pretty(&verdicts).unwrap_or_default();
-    files::replace(&path(context), &json, context.store.root())?;
-    Ok(())
+    let kept = context.store.write_record(&path(context), &verdicts);
+    if let Err(error) = kept {
+        let cause = error.source().map(|source| format!(": {source}"));
+        let reason = format!("{error}{}", cause.unwrap_or_default());
+        (context.report)(Progress::VerdictLost { reason });
+    }
 }
 
 /// Everything that a verdict depends on.

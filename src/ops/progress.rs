@@ -69,6 +69,11 @@ pub enum Progress {
     },
     /// What runs the guest's instructions, and why.
     Accelerator(AcceleratorChoice),
+    /// What a boot has told of KVM could not be kept, so that the next one is watched again.
+    VerdictLost {
+        /// Why not.
+        reason: String,
+    },
     /// A line that the hypervisor wrote: an error or a warning.
     HypervisorSaid(String),
     /// A VM was started.

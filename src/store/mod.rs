@@ -193,8 +193,12 @@ impl Store {
         self.root.join(name)
     }
 
-    /// Writes a record of our own into one of the store's directories.
-    fn write_record<T: serde::Serialize>(&self, path: &Path, record: &T) -> Result<(), StoreError> {
+    /// Writes a record of our own into the store, or into one of its directories.
+    pub(crate) fn write_record<T: serde::Serialize>(
+        &self,
+        path: &Path,
+        record: &T,
+    ) -> Result<(), StoreError> {
         let json = serde_json::to_vec_pretty(record).map_err(|source| StoreError::Record {
             path: path.to_owned(),
             source,
@@ -203,7 +207,9 @@ impl Store {
     }
 
     /// Reads a record of our own; none if there is none.
-    fn read_record<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, StoreError> {
+    pub(crate) fn read_record<T: serde::de::DeserializeOwned>(
+        path: &Path,
+    ) -> Result<Option<T>, StoreError> {
         files::read_small(path, MAX_RECORD_BYTES)?
             .map(|bytes| {
                 serde_json::from_slice(&bytes).map_err(|source| StoreError::Record {
