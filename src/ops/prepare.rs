@@ -104,7 +104,6 @@ pub async fn prepare(
     let pulled = pull::pull_resolved(context, resolved, architecture, Extent::Needed).await?;
     let (plan, inspected) = pulled.plan?;
     let choice = accelerator(context, request, machine).await?;
-    let accelerator_reason = choice.reason;
     let (spec, own) = specify(
         context,
         request,
@@ -113,19 +112,15 @@ pub async fn prepare(
         (machine, choice.accelerator),
     )?;
     let accelerator_asked = matches!(request.machine.accelerator, AcceleratorWish::Only(_));
-    let mut record = Record {
+    let record = Record {
         schema_version: 1,
         spec,
         hypervisor: hypervisor.map(Hypervisor::name),
         ephemeral: request.ephemeral,
         accelerator_asked,
-        accelerator_reason,
+        accelerator_reason: choice.reason.clone(),
     };
     let mut present = context.instances.find(&request.name)?;
-    if let Some(present) = present.as_ref().filter(|_| !accelerator_asked) {
-        // Whichever it has will do, since none is asked for.
-        record.spec.accelerator = present.spec.accelerator;
-    }
     let difference = present
         .as_ref()
         .and_then(|present| difference(present, &record));
@@ -143,7 +138,13 @@ pub async fn prepare(
     let is_new = present.is_none();
     // The one that is there stays what it is: a `run` that goes away does not take with it what it
     // did not make.
-    let record = present.unwrap_or(record);
+    let mut record = present.unwrap_or(record);
+    if accelerator_asked && !record.accelerator_asked {
+        // It has the one that is asked for, and keeps it from now on.
+        record.accelerator_asked = true;
+        record.accelerator_reason = choice.reason;
+        context.instances.update(&record)?;
+    }
     if is_new {
         let owner = match hypervisor {
             Some(hypervisor) => hypervisor.file_owner().await?,
@@ -307,10 +308,14 @@ fn pinned(top: &Digest, selected: &Selected, plan: &BootPlan) -> BTreeSet<Digest
         .collect()
 }
 
-/// In what an instance that is there differs from the one that is wanted.
+/// In what an instance that is there differs from the one that is wanted. Whichever accelerator it
+/// has will do, unless one is asked for.
 fn difference(present: &Record, wanted: &Record) -> Option<&'static str> {
-    let (was, is) = (&present.spec, &wanted.spec);
-    if was == is && present.hypervisor == wanted.hypervisor {
+    let (was, mut is) = (&present.spec, wanted.spec.clone());
+    if !wanted.accelerator_asked {
+        is.accelerator = was.accelerator;
+    }
+    if *was == is && present.hypervisor == wanted.hypervisor {
         return None;
     }
     let differences = [
@@ -376,4 +381,38 @@ fn draft(instances: &Instances, own: &[OwnFile], owner: Option<Owner>) -> Result
         }
     }
     Ok(draft)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hypervisor::samples::direct;
+
+    fn record(accelerator: Accelerator, accelerator_asked: bool) -> Record {
+        Record {
+            schema_version: 1,
+            spec: DomainSpec {
+                accelerator,
+                ..direct(Machine::Amd64)
+            },
+            hypervisor: None,
+            ephemeral: false,
+            accelerator_asked,
+            accelerator_reason: String::new(),
+        }
+    }
+
+    #[test]
+    fn any_accelerator_is_the_same_unless_one_is_asked_for() {
+        use Accelerator::{Kvm, Tcg};
+        let other = Some("it has another accelerator");
+        for (present, wanted, expected) in [
+            (record(Tcg, true), record(Kvm, false), None),
+            (record(Kvm, false), record(Tcg, false), None),
+            (record(Kvm, false), record(Kvm, true), None),
+            (record(Kvm, false), record(Tcg, true), other),
+        ] {
+            assert_eq!(difference(&present, &wanted), expected);
+        }
+    }
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::image::{direct, disk, disk_only};
+use crate::image::{direct, disk, disk_only, kernel_of};
 use crate::sandbox::{Output, Sandbox, check, check_json};
 
 /// Runs `verb` for `image`, keeping the machine that runs the tests out of the output.
@@ -135,6 +135,27 @@ fn prepare_under_json_prints_absolute_paths_that_are_there() {
         .json();
     for field in ["image", "layers", "boot", "alternatives", "schema_version"] {
         assert_eq!(object[field], plan[field], "{field}");
+    }
+}
+
+#[test]
+fn an_accelerator_that_is_asked_for_later_is_kept_from_then_on() {
+    // No host has KVM for the machines of others, so that this one gets none unasked.
+    let foreign = if cfg!(target_arch = "x86_64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    let sandbox = Sandbox::new();
+    let image = sandbox.layout(&kernel_of(foreign));
+    let path = sandbox.store().join("instances/vm/record.json");
+    for (options, asked) in [("", false), (" --accel tcg", true), ("", true)] {
+        let prepare = format!("prepare -q --name vm --arch {foreign}{options} {image}");
+        assert_eq!(sandbox.run(prepare).status, 0);
+        let record: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+        assert_eq!(record["accelerator_asked"], asked, "{options}");
+        let reason = record["accelerator_reason"].as_str().unwrap();
+        assert_eq!(reason == "asked for", asked, "{reason}");
     }
 }
 
