@@ -55,8 +55,9 @@
 //!   rename; locks are file locks, which end with their process.
 //! * **Formats are told, never probed,** and the image's disk is never written: each VM has an
 //!   overlay.
-//! * **Network and processes are `async`; hashing and files are blocking threads.** There are no
-//!   twins of one function in two colours.
+//! * **Network and processes are `async`; hashing and the blobs' files are blocking threads.** A few
+//!   small reads and the making of an instance are neither: whoever is told to end must not leave
+//!   one half made. There are no twins of one function in two colours.
 //! * **The library prints nothing.** It tells [`ops::Progress`] and returns typed errors; the program
 //!   makes words of them in [`cli`] alone.
 

@@ -281,7 +281,7 @@ fn stage(error: &StageError) -> (Kind, Option<String>) {
         StageError::Content(_) => (Kind::InvalidImage, None),
         StageError::Store(error) => store(error),
         StageError::File(error) => file(error, Kind::Store),
-        StageError::Missing { .. } => (Kind::Store, hint("pull the image again")),
+        StageError::Missing { .. } => (Kind::Store, hint("`ironboot pull IMAGE` fetches it")),
         StageError::Unsigned { .. } => (
             Kind::Unbootable,
             hint("leave out --firmware uefi-secure to boot it unverified"),

@@ -205,14 +205,12 @@ impl Stage<'_> {
                     of: uki.clone(),
                     pieces,
                 };
-                let (linux, initramfs) = match content {
-                    Some(content) => (vec![content.linux], content.initramfs.clone()),
-                    // A dry run before the pull: where they lie is not known yet.
-                    None => (Vec::new(), Vec::new()),
-                };
-                let kernel = self.own("kernel", pieces(linux));
-                let initramfs = (content.is_none() || !initramfs.is_empty())
-                    .then(|| self.own("initramfs", pieces(initramfs)));
+                // In a dry run before the pull, where they lie is not known yet.
+                let content = content.ok_or(StageError::Missing { blob })?;
+                let kernel = self.own("kernel", pieces(vec![content.linux]));
+                let initramfs = Some(&content.initramfs).filter(|pieces| !pieces.is_empty());
+                let initramfs =
+                    initramfs.map(|initramfs| self.own("initramfs", pieces(initramfs.clone())));
                 Ok(Boot::Kernel {
                     kernel,
                     initramfs,

@@ -9,6 +9,7 @@
 //!         leases/<id>                blobs that a process needs while it holds the file's lock
 //!         tmp/                       unfinished files, and blobs on their way out
 //!         instances/<name>/          one VM (room `instance`)
+//!         accelerator.json           how KVM did on this host (`ops::accelerator`)
 //!         gc.lock                    exclusive while blobs are taken out; shared while a lease
 //!                                    is written
 //! ```
