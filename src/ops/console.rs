@@ -14,7 +14,7 @@ use crate::ops::OpsError;
 /// How often the log is looked at while nothing comes.
 const POLL: Duration = Duration::from_millis(15);
 /// How often, in looks at the log, the VM's state is asked for.
-const LOOKS_PER_STATE: u32 = 20;
+const LOOKS_PER_STATE: u32 = 4;
 /// How often, likewise, it is asked whether something keeps the VM from running.
 const LOOKS_PER_TROUBLE: u32 = 200;
 
