@@ -75,18 +75,16 @@ impl Question<'_> {
         let (mut command_line, command_line_from) = self.line.clone();
         let console = self.options.console.as_ref();
         let console = console.filter(|_| !command_line.has_parameter("console"));
-        if let Some(console) = console {
-            match command_line.append(console) {
-                Ok(longer) => command_line = longer,
-                Err(error) => return Offer::No(format!("{error}, with {console}")),
-            }
-        }
+        // Where there is no room for it, the kernel boots without.
+        let with_console = console.and_then(|console| command_line.append(console).ok());
+        let console_added = with_console.is_some();
+        command_line = with_console.unwrap_or(command_line);
         let parts = DirectBoot {
             kernel,
             initramfs: self.layer(LayerRole::Initramfs),
             command_line,
             command_line_from,
-            console_added: console.is_some(),
+            console_added,
             disk: self.layer(LayerRole::Disk),
             squashfs: self.layer(LayerRole::Squashfs),
         };

@@ -341,7 +341,7 @@ pub(super) enum AccelWord {
     /// The same, but KVM even where it seems of no use
     #[value(name = "kvm:tcg")]
     KvmTcg,
-    /// The host's CPU, whatever comes of it
+    /// The host's CPU, or nothing
     Kvm,
     /// QEMU's translator: runs everywhere, slowly
     Tcg,

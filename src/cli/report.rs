@@ -284,7 +284,7 @@ fn stage(error: &StageError) -> (Kind, Option<String>) {
         StageError::Missing { .. } => (Kind::Store, hint("`ironboot pull IMAGE` fetches it")),
         StageError::Unsigned { .. } => (
             Kind::Unbootable,
-            hint("leave out --firmware uefi-secure to boot it unverified"),
+            hint("without Secure Boot it boots unverified: --firmware uefi"),
         ),
         StageError::NotDirect { .. } => (
             Kind::Unbootable,
@@ -297,10 +297,12 @@ fn stage(error: &StageError) -> (Kind, Option<String>) {
             hint("leave out --firmware, or choose another one"),
         ),
         StageError::NoStarter { .. } => (Kind::Host, install_firmware()),
-        StageError::UkiCommandLine { .. } => (Kind::InvalidImage, None),
+        StageError::UkiCommandLine { .. } => {
+            (Kind::InvalidImage, hint("pass --cmdline for another one"))
+        }
         StageError::UkiWords { .. } => (
             Kind::Unbootable,
-            hint("leave out --append, or start it with --uki loader or --uki extract"),
+            hint("leave out --append; without Secure Boot, --uki loader takes it"),
         ),
         StageError::UkiTooLarge { .. } => (
             Kind::Unbootable,

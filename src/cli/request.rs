@@ -188,8 +188,13 @@ fn guest_files(machine: &MachineArgs) -> Result<Vec<GuestFile>, Report> {
 
 /// Reads a file that the user names.
 fn read(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, Report> {
-    files::read_small(path, limit_bytes)?
-        .ok_or_else(|| Report::usage(format!("no such file: {}", path.display())))
+    let shown = path.display();
+    match files::read_small(path, limit_bytes) {
+        Err(error) if error.source.kind() == std::io::ErrorKind::FileTooLarge => Err(
+            Report::usage(format!("file has more than {limit_bytes} bytes: {shown}")),
+        ),
+        content => content?.ok_or_else(|| Report::usage(format!("no such file: {shown}"))),
+    }
 }
 
 /// Adds forwarded ports to the machine's network card.

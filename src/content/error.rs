@@ -108,12 +108,24 @@ pub enum ContentError {
         max_bytes: u64,
     },
     /// An archive that Linux would stop to unpack.
-    #[error("initramfs {blob} is broken from byte {offset} on")]
+    #[error("{role} {blob} is broken from byte {offset} on")]
     BrokenArchive {
+        /// What it is called.
+        role: &'static str,
         /// The blob.
         blob: Digest,
         /// Where no part starts, or an entry that does not end within the file.
         offset: u64,
+    },
+    /// A CD image of which a part is missing.
+    #[error("iso {blob} is cut short: it has {actual_bytes} of {expected_bytes} bytes")]
+    IsoCutShort {
+        /// The blob.
+        blob: Digest,
+        /// Size of its volume.
+        expected_bytes: u64,
+        /// Its size.
+        actual_bytes: u64,
     },
     /// A CD image that only holds files.
     #[error("iso {blob} is not bootable: no El Torito boot record, no EFI system partition")]

@@ -5,7 +5,6 @@
 
 use crate::content::{ContentError, Sample};
 
-const ROLE: &str = "initramfs";
 /// Bytes of the header of a `newc` or `crc` entry: a magic number and 13 numbers in 8 digits.
 const ENTRY_BYTES: usize = 110;
 
@@ -95,7 +94,12 @@ fn is_lzma(bytes: &[u8]) -> bool {
 /// Plain archives are walked entry by entry, since nothing else says where the next part starts:
 /// microcode stands in front of what is compressed.
 pub fn check(sample: &Sample) -> Result<Compression, ContentError> {
-    sample.refuse_zeros(ROLE)?;
+    check_as("initramfs", sample)
+}
+
+/// The same, where `role` is what it is called in errors.
+pub(super) fn check_as(role: &'static str, sample: &Sample) -> Result<Compression, ContentError> {
+    sample.refuse_zeros(role)?;
     let mut offset = 0;
     loop {
         // There may be zeros between two parts. Of what is beyond the sample nothing is known.
@@ -103,7 +107,7 @@ pub fn check(sample: &Sample) -> Result<Compression, ContentError> {
         let is_first = offset == 0;
         let Some(zeros) = rest.iter().position(|byte| *byte != 0) else {
             return if is_first {
-                Err(sample.mismatch(ROLE, "an initramfs"))
+                Err(sample.mismatch(role, "an initramfs"))
             } else {
                 Ok(Compression::None)
             };
@@ -119,10 +123,11 @@ pub fn check(sample: &Sample) -> Result<Compression, ContentError> {
         offset = match next_entry(sample, offset, rest) {
             Some(next) => next,
             None if is_first && !is_cpio(rest) => {
-                return Err(sample.mismatch(ROLE, "an initramfs"));
+                return Err(sample.mismatch(role, "an initramfs"));
             }
             None => {
                 return Err(ContentError::BrokenArchive {
+                    role,
                     blob: sample.digest,
                     offset: u64::try_from(offset).unwrap_or(u64::MAX),
                 });
@@ -236,7 +241,11 @@ mod tests {
         for (content, offset) in cases {
             let sample = sample(&content);
             let blob = sample.digest;
-            let expected = ContentError::BrokenArchive { blob, offset };
+            let expected = ContentError::BrokenArchive {
+                role: "initramfs",
+                blob,
+                offset,
+            };
             assert_eq!(check(&sample), Err(expected));
         }
     }

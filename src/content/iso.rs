@@ -34,9 +34,28 @@ pub fn check(sample: &Sample) -> Result<(), ContentError> {
         }),
         (Some(format), false) => Err(ContentError::ForeignFormat { role, blob, format }),
         (None, false) => Err(sample.mismatch(role, WHAT)),
-        (None, true) if is_bootable(sample) => Ok(()),
+        (None, true) if is_bootable(sample) => expect_whole(sample),
         (None, true) => Err(ContentError::IsoNotBootable { blob }),
     }
+}
+
+/// Errors if the file is shorter than its primary volume, ECMA-119 8.4.8 and 8.4.12.
+fn expect_whole(sample: &Sample) -> Result<(), ContentError> {
+    let number = |at: usize| sample.u32(DESCRIPTORS + at).map(u64::from);
+    let is_primary = sample.has(DESCRIPTORS, &[1]);
+    let (Some(blocks), Some(block_bytes)) = (number(80), number(128)) else {
+        return Ok(());
+    };
+    // The block size has 16 bits, and the same again in the other byte order.
+    let expected_bytes = blocks * (block_bytes & 0xffff);
+    if is_primary && expected_bytes > sample.size_bytes {
+        return Err(ContentError::IsoCutShort {
+            blob: sample.digest,
+            expected_bytes,
+            actual_bytes: sample.size_bytes,
+        });
+    }
+    Ok(())
 }
 
 fn is_bootable(sample: &Sample) -> bool {

@@ -131,8 +131,12 @@ fn headers(sample: &Sample) -> Result<Pe, &'static str> {
         let at = optional + OPTIONAL_BYTES + 4 * 8;
         let offset = u64::from(sample.u32(at).ok_or(cut)?);
         let length = u64::from(sample.u32(at + 4).ok_or(cut)?);
+        // Firmware starts nothing whose signatures it can not read, not even where it checks none.
+        if length > 0 && offset + length > sample.size_bytes {
+            return Err("a signature outside of the file");
+        }
         // Eight bytes are the header of a signature.
-        length >= 8 && offset >= headers_end && offset + length <= sample.size_bytes
+        length >= 8 && offset >= headers_end
     };
     Ok(Pe {
         machine,
@@ -320,17 +324,26 @@ mod tests {
         let content = program();
         let length = u32::try_from(content.len()).unwrap();
         for (offset, size, is_signed) in [
-            (length - 200, 200, true),
-            (length - 200, 201, false),
+            (length - 200, 200_u32, true),
             (length, 0, false),
             (length - 4, 4, false),
             (0, 200, false),
-            (u32::MAX, u32::MAX, false),
         ] {
             let directory = [offset.to_le_bytes(), size.to_le_bytes()].concat();
             let content = patch(content.clone(), &[(OPTIONAL + 144, &directory)]);
             let program = parse(&sample(&content)).unwrap();
             assert_eq!(program.is_signed, is_signed, "{offset} {size}");
+        }
+        for (offset, size) in [(length - 200, 201_u32), (u32::MAX, u32::MAX), (length, 1)] {
+            let directory = [offset.to_le_bytes(), size.to_le_bytes()].concat();
+            let content = patch(content.clone(), &[(OPTIONAL + 144, &directory)]);
+            let error = parse(&sample(&content)).unwrap_err();
+            assert!(
+                error
+                    .to_string()
+                    .ends_with("a signature outside of the file"),
+                "{error}"
+            );
         }
     }
 }

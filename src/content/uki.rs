@@ -4,7 +4,7 @@
 //! Specifications: UAPI.5 *Unified Kernel Image*, and systemd-stub(7).
 
 use crate::content::pe::{self, Pe, Section};
-use crate::content::{ContentError, Sample, kernel};
+use crate::content::{ContentError, Sample, initramfs, kernel};
 use crate::oci::{Architecture, Digest, Printable};
 
 const ROLE: &str = "uki";
@@ -78,6 +78,20 @@ pub fn read<E: From<ContentError>>(
         size_bytes: linux.size_bytes,
     };
     let boots_directly = kernel::check_in_uki(&kernel, architecture)?;
+
+    if let Some(initrd) = uki.section(".initrd")? {
+        let head = Piece {
+            size_bytes: initrd.size_bytes.min(KERNEL_HEAD_BYTES),
+            ..initrd
+        };
+        let initramfs = Sample {
+            digest: blob,
+            head: read_whole(head)?,
+            tail: Vec::new(),
+            size_bytes: initrd.size_bytes,
+        };
+        initramfs::check_as("initramfs in uki", &initramfs)?;
+    }
 
     let mut text = |name| match uki.text(name)? {
         Some(piece) => read_whole(piece).map(Some),
@@ -313,6 +327,10 @@ mod tests {
                 uki(&[(".linux", &kernel), (".cmdline", &long)]),
                 "uki X has 65537 bytes in its section .cmdline; the most is 65536",
             ),
+            (
+                uki(&[(".linux", &kernel), (".initrd", &[0; 4096])]),
+                "initramfs in uki X is all zeros",
+            ),
         ];
         for (content, expected) in cases {
             assert_eq!(refusal(&content), expected);
@@ -332,14 +350,14 @@ mod tests {
             ),
             (".uname", b"6.12.1-amd64\0"),
             (".cmdline", b"console=ttyS0 \0"),
-            (".initrd", b"070701 initramfs"),
+            (".initrd", b"BZh9 initramfs"),
             (".linux", &x86_kernel()),
             (".ucode", b"070701 microcode"),
         ]);
         let found = open(&content, &Architecture::Amd64).unwrap();
         let text = |piece| String::from_utf8(piece_of(&content, piece)).unwrap();
         let initramfs: Vec<String> = found.initramfs.iter().copied().map(text).collect();
-        assert_eq!(initramfs, ["070701 microcode", "070701 initramfs"]);
+        assert_eq!(initramfs, ["070701 microcode", "BZh9 initramfs"]);
         assert_eq!(piece_of(&content, found.linux), x86_kernel());
         let expected = UkiContent {
             linux: found.linux,

@@ -30,6 +30,7 @@ pub(super) fn check(files: &FirmwareFiles, machine: Machine) -> Result<(), Unfit
             let vars_bytes = flash_size(vars_template, *format)?;
             expect_flash(code, code_bytes, machine)?;
             expect_flash(vars_template, vars_bytes, machine)?;
+            expect_code(code, *format)?;
             let sum = code_bytes + vars_bytes;
             // edk2 cuts its image of 1, 2 or 4 MiB in two.
             let is_whole = sum.is_power_of_two() && sum <= MAX_AMD64_BYTES;
@@ -42,7 +43,8 @@ pub(super) fn check(files: &FirmwareFiles, machine: Machine) -> Result<(), Unfit
             Ok(())
         }
         FirmwareFiles::Stateless { code, format } => {
-            expect_flash(code, flash_size(code, *format)?, machine)
+            expect_flash(code, flash_size(code, *format)?, machine)?;
+            expect_code(code, *format)
         }
         FirmwareFiles::Combined { template, format } => {
             let size_bytes = flash_size(template, *format)?;
@@ -114,6 +116,25 @@ fn flash_size(path: &Path, format: DiskFormat) -> Result<u64, Unfit> {
     }
 }
 
+/// Errors if an image of code begins with a store of variables: a firmware volume of that type.
+///
+/// Format: UEFI Platform Initialization 1.7, volume 3, 3.2.1; the type is edk2's
+/// `EFI_SYSTEM_NV_DATA_FV_GUID`.
+fn expect_code(path: &Path, format: DiskFormat) -> Result<(), Unfit> {
+    const NV_DATA: [u8; 16] = [
+        0x8d, 0x2b, 0xf1, 0xff, 0x96, 0x76, 0x8b, 0x4c, 0xa9, 0x85, 0x27, 0x47, 0x07, 0x5b, 0x4f,
+        0x50,
+    ];
+    let (file, _) = open(path)?;
+    let mut kind = [0; 16];
+    let is_read = format == DiskFormat::Raw && file.read_exact_at(&mut kind, 16).is_ok();
+    if is_read && kind == NV_DATA {
+        let path = path.to_owned();
+        return Err(Unfit::NoCode { path });
+    }
+    Ok(())
+}
+
 /// The virtual size in the header of a qcow2 image without a backing file.
 ///
 /// Format: QEMU's docs/interop/qcow2.txt; all numbers are big endian.
@@ -165,10 +186,26 @@ fn expect(path: &Path, size_bytes: u64, fits: bool, expected: &'static str) -> R
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{FileExt, symlink};
 
     use super::*;
     use crate::firmware::samples::{BANK, CODE_2M, CODE_4M, Host, MIB, VARS_2M, VARS_4M};
+
+    #[test]
+    fn variables_in_the_place_of_code_are_refused() {
+        let host = Host::new();
+        host.image("v4", VARS_4M);
+        let path = host.path("images/v4");
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        let code = FirmwareFiles::Stateless {
+            code: path.clone(),
+            format: DiskFormat::Raw,
+        };
+        assert_eq!(check(&code, Machine::Amd64), Ok(()));
+        let kind = b"\x8d\x2b\xf1\xff\x96\x76\x8b\x4c\xa9\x85\x27\x47\x07\x5b\x4f\x50";
+        file.write_all_at(kind, 16).unwrap();
+        assert_eq!(check(&code, Machine::Amd64), Err(Unfit::NoCode { path }));
+    }
 
     #[test]
     fn images_of_sizes_that_a_machine_does_not_take_are_refused() {

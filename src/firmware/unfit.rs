@@ -125,6 +125,12 @@ pub enum Unfit {
         /// What the machine takes.
         expected: &'static str,
     },
+    /// Variables where code should be.
+    #[error("holds variables and no code: {}", shown(path))]
+    NoCode {
+        /// The file.
+        path: PathBuf,
+    },
     /// Code and variables of two builds.
     #[error(
         "code of {code_bytes} and variables of {vars_bytes} bytes are not of one build, \
@@ -163,6 +169,7 @@ impl Unfit {
             | Self::NotQcow2 { .. }
             | Self::Qcow2Rom { .. }
             | Self::Size { .. }
+            | Self::NoCode { .. }
             | Self::Pair { .. } => true,
         }
     }

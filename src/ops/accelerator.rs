@@ -280,7 +280,12 @@ pub async fn verdict(context: &Context<'_>, machine: Machine) -> Option<Verdict>
 
 /// All verdicts; none from a file that is not there or not readable, which is as good as new.
 fn read(context: &Context<'_>) -> Vec<Verdict> {
-    let verdicts = Store::read_record(&path(context));
+    let path = path(context);
+    // A pipe in its place would be waited for.
+    if !fs::symlink_metadata(&path).is_ok_and(|file| file.is_file()) {
+        return Vec::new();
+    }
+    let verdicts = Store::read_record(&path);
     verdicts.ok().flatten().unwrap_or_default()
 }
 

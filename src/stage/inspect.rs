@@ -168,7 +168,11 @@ fn inspect_uki(
     if boot.start == UkiStart::Extract && !content.boots_directly {
         return Err(StageError::NotDirect { blob });
     }
-    let own = content.command_line.as_deref().unwrap_or_default();
+    // One that is replaced may be as it likes.
+    let own = match boot.command_line {
+        Some(_) => &[],
+        None => content.command_line.as_deref().unwrap_or_default(),
+    };
     let command_line =
         CommandLine::parse(own).map_err(|source| StageError::UkiCommandLine { blob, source })?;
     boot.words(&command_line, content.stub_version)

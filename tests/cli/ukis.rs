@@ -146,7 +146,7 @@ fn words_reach_the_kernel_in_a_uki_as_its_stub_reads_them() {
         ------- stderr -------
         error: uki sha256:<uki> can not be given a command line with --append
           caused by: words can be added to this UKI by stubs of systemd 254 and later only, and its stub is of 252
-        hint: leave out --append, or start it with --uki loader or --uki extract
+        hint: leave out --append; without Secure Boot, --uki loader takes it
         [exit status: 125]
         "#,
     );
@@ -275,7 +275,7 @@ fn a_uki_that_is_not_signed_is_not_handed_to_firmware_that_wants_signatures() {
         r#"
         ------- stderr -------
         error: uki sha256:<uki> is not signed, and firmware with Secure Boot on starts nothing else
-        hint: leave out --firmware uefi-secure to boot it unverified
+        hint: without Secure Boot it boots unverified: --firmware uefi
         [exit status: 125]
         "#,
     );
@@ -311,7 +311,7 @@ fn programs_that_are_no_uki_are_refused() {
         ),
         (
             &[(".linux", &linux), (".cmdline", b"a\nb")],
-            "the command line in uki sha256:<uki> is not usable\n  caused by: command line has byte 0x0a at position 1",
+            "the command line in uki sha256:<uki> is not usable\n  caused by: command line has byte 0x0a at position 1\nhint: pass --cmdline for another one",
         ),
     ];
     for (sections, expected) in cases {
