@@ -187,7 +187,8 @@ fn undescribed(path: &Path, machine: Machine) -> Result<FirmwareChoice, Unfit> {
     };
     match image::check(&flash, machine) {
         Ok(()) => Ok(choice(flash, "mapped to read-only flash")),
-        Err(_) => Err(unfit),
+        Err(Unfit::Size { .. }) => Err(unfit),
+        Err(unfit) => Err(unfit),
     }
 }
 

@@ -69,12 +69,16 @@ pub(super) fn check(files: &FirmwareFiles, machine: Machine) -> Result<(), Unfit
                     size_bytes.is_multiple_of(64 << 10) && is_within(size_bytes, MAX_AMD64_BYTES),
                     "a multiple of 64 KiB up to 8 MiB, as a ROM is",
                 ),
-                Machine::Arm64 => expect(
-                    rom,
-                    size_bytes,
-                    is_within(size_bytes, ARM64_BANK_BYTES),
-                    "up to 64 MiB, as a ROM is",
-                ),
+                Machine::Arm64 => {
+                    expect(
+                        rom,
+                        size_bytes,
+                        is_within(size_bytes, ARM64_BANK_BYTES),
+                        "up to 64 MiB, as a ROM is",
+                    )?;
+                    // On amd64 a ROM may begin with variables: its code is at the end.
+                    expect_code(rom, DiskFormat::Raw)
+                }
             }
         }
     }
@@ -204,7 +208,10 @@ mod tests {
         assert_eq!(check(&code, Machine::Amd64), Ok(()));
         let kind = b"\x8d\x2b\xf1\xff\x96\x76\x8b\x4c\xa9\x85\x27\x47\x07\x5b\x4f\x50";
         file.write_all_at(kind, 16).unwrap();
-        assert_eq!(check(&code, Machine::Amd64), Err(Unfit::NoCode { path }));
+        let refused = Err(Unfit::NoCode { path: path.clone() });
+        assert_eq!(check(&code, Machine::Amd64), refused);
+        let rom = FirmwareFiles::Memory { rom: path };
+        assert_eq!(check(&rom, Machine::Arm64), refused);
     }
 
     #[test]

@@ -109,14 +109,8 @@ fn known(word: &str) -> Option<Architecture> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::annotations;
     use crate::oci::{Descriptor, Platform};
-
-    fn annotations(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect()
-    }
 
     /// The answer for a manifest with `own` annotations and an entry with others and a platform.
     fn of(

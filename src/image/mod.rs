@@ -180,6 +180,15 @@ impl Image {
     }
 }
 
+/// Annotations for the tests of this module and of those below it.
+#[cfg(test)]
+fn annotations(pairs: &[(&str, &str)]) -> std::collections::BTreeMap<String, String> {
+    pairs
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
