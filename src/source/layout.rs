@@ -179,6 +179,11 @@ impl Source for Layout {
         }
     }
 
+    async fn current(&self) -> Result<Option<Digest>, SourceError> {
+        let document = self.document(Wanted::Reference).await?;
+        Ok(Some(document.digest))
+    }
+
     async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream, SourceError> {
         let layout = self.clone();
         let wanted = blob.clone();

@@ -86,6 +86,10 @@ pub trait Source: fmt::Debug + Send + Sync {
     /// that was asked for.
     async fn document(&self, wanted: Wanted<'_>) -> Result<RawDocument, SourceError>;
 
+    /// Asks which document the reference names now, without having it sent; none where the place
+    /// does not tell. The answer is a hint: only [`Source::document`] is verified.
+    async fn current(&self) -> Result<Option<Digest>, SourceError>;
+
     /// Opens a blob at `offset`, which is less than its size or, for an empty blob, 0.
     ///
     /// The stream yields an error if the sender has more bytes than the descriptor says; fewer

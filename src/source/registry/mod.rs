@@ -163,6 +163,23 @@ impl Registry {
         })
     }
 
+    /// The digest of the document that a tag leads to, if the registry tells it.
+    async fn ask_tag(&self, tag: &str) -> Result<Option<Digest>, SourceError> {
+        let accept = DOCUMENT_TYPES.join(", ");
+        let path = format!("manifests/{tag}");
+        let response = self
+            .request(Access::Pull, Method::HEAD, &path, |request| {
+                request.header(header::ACCEPT, &accept)
+            })
+            .await?;
+        match response.status() {
+            StatusCode::OK => Ok(claimed_digest(response.headers())),
+            StatusCode::NOT_FOUND => Err(self.image_not_found()),
+            // Whoever does not answer this may answer the whole question.
+            _ => Ok(None),
+        }
+    }
+
     /// Fetches the document of a digest; none if there is none.
     async fn by_digest(
         &self,
@@ -240,22 +257,30 @@ impl Registry {
         }
     }
 
-    /// Opens a blob, once, and returns the answer with the offset that it starts at.
+    /// Opens a blob, once, and returns the answer with the offset that it starts at. Asks for all
+    /// that follows, or for the bytes up to `end`, which the answer then need not stop at.
     async fn open_blob(
         &self,
         blob: &Descriptor,
         offset: u64,
+        end: Option<u64>,
     ) -> Result<(Response, u64), SourceError> {
         let path = format!("blobs/{}", blob.digest);
         let response = self
-            .request(Access::Pull, Method::GET, &path, |request| match offset {
-                0 => request,
-                _ => request.header(header::RANGE, format!("bytes={offset}-")),
+            .request(Access::Pull, Method::GET, &path, |request| {
+                match (offset, end) {
+                    (0, None) => request,
+                    (_, None) => request.header(header::RANGE, format!("bytes={offset}-")),
+                    (_, Some(end)) => {
+                        let last = end.saturating_sub(1);
+                        request.header(header::RANGE, format!("bytes={offset}-{last}"))
+                    }
+                }
             })
             .await?;
         let start = match response.status() {
             StatusCode::OK => 0,
-            StatusCode::PARTIAL_CONTENT if offset == 0 => {
+            StatusCode::PARTIAL_CONTENT if offset == 0 && end.is_none() => {
                 return Err(self.transport.protocol(Violation::UnaskedPart));
             }
             StatusCode::PARTIAL_CONTENT => {
@@ -309,8 +334,15 @@ impl Source for Registry {
         }
     }
 
+    async fn current(&self) -> Result<Option<Digest>, SourceError> {
+        match (self.image.digest(), self.image.tag()) {
+            (Some(digest), _) => Ok(Some(*digest)),
+            (None, tag) => retrying(|| self.ask_tag(tag.unwrap_or("latest"))).await,
+        }
+    }
+
     async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream, SourceError> {
-        let (response, offset) = retrying(|| self.open_blob(blob, offset)).await?;
+        let (response, offset) = retrying(|| self.open_blob(blob, offset, None)).await?;
         let left = blob.size - offset;
         let transport = Arc::clone(&self.transport);
         Ok(BlobStream {
