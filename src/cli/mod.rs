@@ -79,7 +79,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => return usage(&error, arguments.iter().any(|word| word == "--json")),
     };
     let json = cli.global.json;
-    let result = tokio::runtime::Builder::new_multi_thread()
+    let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Report::usage(format!("can not start: {error}")))

@@ -15,7 +15,7 @@ use crate::store::{Claim, Ingest, Lease, StoreError};
 /// Blobs that are fetched at the same time.
 const PARALLEL: usize = 3;
 /// Pieces of a stream that may wait for the disk.
-const QUEUE: usize = 16;
+const QUEUE: usize = 4;
 /// Breaks of a connection that are mended without a byte of progress between them.
 const MAX_BREAKS: u32 = 4;
 /// First pause after a break; doubled each time.

@@ -1,10 +1,16 @@
 //! The one way into the store: bytes are hashed as they come and appear under their digest only
 //! when they are all there, right, and on the disk.
+//!
+//! Whoever calls [`Ingest::write`] hashes; `writer` brings the blocks to the disk meanwhile.
 
+mod writer;
+
+use std::fmt;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 
@@ -12,12 +18,7 @@ use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::{Descriptor, Digest, Hasher};
 use crate::store::{Blob, Store, StoreError};
 
-/// Bytes that are gathered before they are hashed and written.
-const BUFFER_BYTES: usize = 1 << 20;
-/// A run of zeros of this many bytes becomes a hole.
-const HOLE_BYTES: usize = 64 << 10;
-/// A partial smaller than this is not worth keeping when a fetch fails.
-const WORTH_RESUMING_BYTES: u64 = 1 << 20;
+use writer::{BLOCK_BYTES, Block, Writer};
 
 /// Whether a blob has to be fetched.
 #[derive(Debug)]
@@ -30,17 +31,17 @@ pub enum Claim {
 
 /// A blob on its way in. Dropped before [`Ingest::commit`], it leaves at most a partial that the
 /// next one resumes.
-#[derive(Debug)]
 pub struct Ingest {
     store: Store,
     expected: Descriptor,
     directory: PathBuf,
     data: PathBuf,
-    file: File,
+    file: Arc<File>,
+    writer: Writer,
     hasher: Hasher,
-    /// Bytes hashed and written to the file.
+    /// Bytes hashed and handed to the writer.
     written: u64,
-    buffer: Vec<u8>,
+    block: Block,
     /// Whether some of the bytes were left by an earlier fetch.
     resumed: bool,
     /// Held until the end: one fetch per blob and host.
@@ -70,23 +71,17 @@ impl Ingest {
             return Ok(Claim::Present(blob));
         }
         let data = directory.join("data");
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&data)
-            .map_err(FileError::of("open", &data))?;
+        let file = Arc::new(open_partial(&data)?);
         let mut ingest = Self {
             store: store.clone(),
             expected: expected.clone(),
             directory,
             data,
+            writer: Writer::new(Arc::clone(&file), 0),
             file,
             hasher: digest.hasher(),
             written: 0,
-            buffer: Vec::with_capacity(BUFFER_BYTES),
+            block: Block::new(),
             resumed: false,
             _lock: lock,
         };
@@ -94,33 +89,23 @@ impl Ingest {
         Ok(Claim::Missing(Box::new(ingest)))
     }
 
-    /// Hashes what an earlier fetch left.
+    /// Hashes what an earlier fetch left, up to its last full block.
     fn resume(&mut self) -> Result<(), StoreError> {
-        let length = self.length()?;
+        let failed = |error| FileError::of("read", &self.data)(error);
+        let length = self.file.metadata().map_err(failed)?.len();
         if length > self.expected.size {
             return self.restart();
         }
-        let mut block = vec![0; BUFFER_BYTES];
-        while self.written < length {
-            let count = self
-                .file
-                .read(&mut block)
-                .map_err(FileError::of("read", &self.data))?;
-            if count == 0 {
-                break;
-            }
-            self.hasher.update(&block[..count]);
-            self.written += count as u64;
+        let mut left = File::open(&self.data).map_err(failed)?;
+        let mut block = vec![0; BLOCK_BYTES];
+        while length - self.written >= BLOCK_BYTES as u64 {
+            left.read_exact(&mut block).map_err(failed)?;
+            self.hasher.update(&block);
+            self.written += BLOCK_BYTES as u64;
         }
+        self.writer = Writer::new(Arc::clone(&self.file), self.written);
         self.resumed = self.written > 0;
         Ok(())
-    }
-
-    fn length(&self) -> Result<u64, StoreError> {
-        let metadata = self.file.metadata();
-        Ok(metadata
-            .map_err(FileError::of("look at", &self.data))?
-            .len())
     }
 
     /// The descriptor that the bytes must turn out to fit.
@@ -132,7 +117,7 @@ impl Ingest {
     /// Offset of the byte that comes next.
     #[must_use]
     pub fn offset(&self) -> u64 {
-        self.written + self.buffer.len() as u64
+        self.written + self.block.len() as u64
     }
 
     /// Whether some of the bytes were left by an earlier fetch, and may be wrong for that reason.
@@ -143,13 +128,14 @@ impl Ingest {
 
     /// Forgets all bytes.
     pub fn restart(&mut self) -> Result<(), StoreError> {
-        self.file
-            .set_len(0)
-            .and_then(|()| self.file.rewind())
+        self.writer
+            .wait()
+            .and_then(|()| self.file.set_len(0))
             .map_err(FileError::of("empty", &self.data))?;
+        self.writer = Writer::new(Arc::clone(&self.file), 0);
         self.hasher = self.expected.digest.hasher();
         self.written = 0;
-        self.buffer.clear();
+        self.block.clear();
         self.resumed = false;
         Ok(())
     }
@@ -162,41 +148,30 @@ impl Ingest {
                 size_bytes: self.expected.size,
             });
         }
-        while !bytes.is_empty() {
-            let room = BUFFER_BYTES - self.buffer.len();
-            let (now, later) = bytes.split_at(room.min(bytes.len()));
-            self.buffer.extend_from_slice(now);
-            bytes = later;
-            if self.buffer.len() == BUFFER_BYTES {
-                self.flush()?;
+        loop {
+            bytes = self.block.fill(bytes);
+            if !self.block.is_full() {
+                return Ok(());
             }
-        }
-        Ok(())
-    }
-
-    /// Hashes and writes the buffer; runs of zeros are skipped and so become holes.
-    fn flush(&mut self) -> Result<(), StoreError> {
-        self.hasher.update(&self.buffer);
-        for block in self.buffer.chunks(HOLE_BYTES) {
-            let result = if block.iter().all(|byte| *byte == 0) {
-                let count = i64::try_from(block.len()).expect("a block is at most 64 KiB");
-                self.file.seek(SeekFrom::Current(count)).map(drop)
-            } else {
-                self.file.write_all(block)
+            self.hasher.update(self.block.bytes());
+            self.written += self.block.len() as u64;
+            let full = std::mem::replace(&mut self.block, Block::empty());
+            let (next, written) = match self.writer.write(full) {
+                Ok(next) => (next, Ok(())),
+                Err(error) => (Block::new(), Err(error)),
             };
-            result.map_err(FileError::of("write", &self.data))?;
+            self.block = next;
+            written.map_err(FileError::of("write", &self.data))?;
         }
-        self.written += self.buffer.len() as u64;
-        self.buffer.clear();
-        Ok(())
     }
 
     /// Makes the blob appear. Errors if its size or digest is not what was expected; nothing is
     /// left then.
     pub fn commit(mut self) -> Result<Blob, StoreError> {
-        self.flush()?;
         let digest = self.expected.digest;
-        let check = if self.written == self.expected.size {
+        self.hasher.update(self.block.bytes());
+        let written = self.offset();
+        let check = if written == self.expected.size {
             match std::mem::replace(&mut self.hasher, digest.hasher()).finish() {
                 actual if actual == digest => Ok(()),
                 actual => Err(StoreError::Content {
@@ -208,15 +183,18 @@ impl Ingest {
             Err(StoreError::TooShort {
                 blob: digest,
                 expected_bytes: self.expected.size,
-                actual_bytes: self.written,
+                actual_bytes: written,
             })
         };
         if let Err(error) = check {
             self.store.remove_ingest(&self.directory)?;
             return Err(error);
         }
+        self.writer
+            .finish(self.block.bytes())
+            .map_err(FileError::of("write", &self.data))?;
         self.file
-            .set_len(self.written)
+            .set_len(written)
             .and_then(|()| self.file.set_permissions(fs::Permissions::from_mode(0o444)))
             .and_then(|()| self.file.sync_all())
             .map_err(FileError::of("sync", &self.data))?;
@@ -235,22 +213,46 @@ impl Ingest {
         })
     }
 
-    /// Gives up after a failed fetch: what is worth resuming stays, the rest goes.
+    /// Gives up after a failed fetch: full blocks stay for whoever resumes, if there are any.
     pub fn abandon(mut self) -> Result<(), StoreError> {
-        self.flush()?;
-        if self.written < WORTH_RESUMING_BYTES {
-            return self.store.remove_ingest(&self.directory);
+        let written = self.writer.wait();
+        if self.written == 0 {
+            self.store.remove_ingest(&self.directory)?;
         }
-        self.file
-            .set_len(self.written)
-            .map_err(FileError::of("write", &self.data))?;
-        Ok(())
+        Ok(written.map_err(FileError::of("write", &self.data))?)
     }
 
     /// Gives up after bytes that were wrong: nothing stays.
     pub fn discard(self) -> Result<(), StoreError> {
         self.store.remove_ingest(&self.directory)
     }
+}
+
+impl fmt::Debug for Ingest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Ingest of {} at {}", self.expected.digest, self.offset())
+    }
+}
+
+/// Opens the file of an unfinished blob, creating it.
+fn open_partial(path: &Path) -> Result<File, FileError> {
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+    };
+    let opened = match open() {
+        // It was whole, and whoever made it was killed before it had its name.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o600)).and_then(|()| open())
+        }
+        result => result,
+    };
+    opened.map_err(FileError::of("open", path))
 }
 
 impl Store {
@@ -412,12 +414,40 @@ mod tests {
         let (_directory, store) = store();
         let content = vec![7; 3 << 20];
         let expected = Descriptor::of("x", &content);
-        for (count, kept) in [(1000, 0), (2_000_000, 2_000_000)] {
+        for (count, kept) in [(1000, 0), (2_000_000, 1 << 20)] {
             let mut ingest = claim(&store, &expected);
             ingest.write(&content[..count]).unwrap();
             ingest.abandon().unwrap();
             assert_eq!(claim(&store, &expected).offset(), kept);
         }
+    }
+
+    #[test]
+    fn more_blocks_than_there_is_memory_for_are_written_in_their_order() {
+        let (_directory, store) = store();
+        let content: Vec<u8> = (0..5_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        let expected = Descriptor::of("x", &content);
+        let mut ingest = claim(&store, &expected);
+        for piece in content.chunks(300_001) {
+            ingest.write(piece).unwrap();
+        }
+        let blob = ingest.commit().unwrap();
+        assert!(fs::read(blob.path()).unwrap() == content);
+    }
+
+    #[test]
+    fn a_partial_that_was_to_be_published_can_be_written_again() {
+        let (_directory, store) = store();
+        let content = vec![7; 3 << 20];
+        let expected = Descriptor::of("x", &content);
+        let mut ingest = claim(&store, &expected);
+        ingest.write(&content[..2 << 20]).unwrap();
+        let data = ingest.data.clone();
+        drop(ingest);
+        fs::set_permissions(&data, fs::Permissions::from_mode(0o444)).unwrap();
+        let mut ingest = claim(&store, &expected);
+        ingest.write(&content[2 << 20..]).unwrap();
+        ingest.commit().unwrap();
     }
 
     #[test]
