@@ -218,7 +218,7 @@ enum Received {
 /// case.
 async fn write_down(
     context: &Context<'_>,
-    mut stream: BlobStream,
+    mut stream: BlobStream<'_>,
     ingest: Box<Ingest>,
     stopped: &mut watch::Receiver<bool>,
 ) -> Result<(Box<Ingest>, Result<(), Received>), OpsError> {

@@ -184,7 +184,7 @@ impl Source for Layout {
         Ok(Some(document.digest))
     }
 
-    async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream, SourceError> {
+    async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream<'_>, SourceError> {
         let layout = self.clone();
         let wanted = blob.clone();
         let file = blocking(move || layout.open_blob(&wanted)).await?;

@@ -63,15 +63,15 @@ pub struct RawDocument {
 }
 
 /// The bytes of a blob from some offset on, not yet verified.
-pub struct BlobStream {
+pub struct BlobStream<'a> {
     /// Offset of the first byte of `bytes`: the one that was asked for, or 0 where the sender
     /// can only start at the beginning.
     pub offset: u64,
     /// The bytes; never more than the descriptor's size less `offset`.
-    pub bytes: Pin<Box<dyn Stream<Item = Result<bytes::Bytes, SourceError>> + Send>>,
+    pub bytes: Pin<Box<dyn Stream<Item = Result<bytes::Bytes, SourceError>> + Send + 'a>>,
 }
 
-impl fmt::Debug for BlobStream {
+impl fmt::Debug for BlobStream<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "BlobStream from {}", self.offset)
     }
@@ -94,7 +94,7 @@ pub trait Source: fmt::Debug + Send + Sync {
     ///
     /// The stream yields an error if the sender has more bytes than the descriptor says; fewer
     /// bytes just end it.
-    async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream, SourceError>;
+    async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream<'_>, SourceError>;
 }
 
 /// Opens the source of `reference`; connects to nothing yet.

@@ -4,6 +4,7 @@
 //! |------------------|------------------------------------------------------------------|
 //! | `documents`      | indexes and manifests: limits, digests, where they are looked for |
 //! | `blobs`          | streams: sizes, parts, breaks                                    |
+//! | `ranges`         | parts of one blob over several connections                       |
 //! | `connections`    | retries, redirects, timeouts, what is said about errors          |
 //! | `authentication` | challenges, realms, tokens, and where secrets go                 |
 //! | `real`           | Debian's `docker-registry`: push, then read back                 |
@@ -17,6 +18,7 @@ mod registry;
 
 mod documents;
 mod blobs;
+mod ranges;
 mod connections;
 mod authentication;
 mod real;

@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 /// A server; ends with the process.
 #[derive(Debug)]
@@ -39,6 +40,8 @@ enum Body {
     Cut(Vec<u8>, usize),
     /// Announced as longer than it is, and the connection is kept.
     Stalled(Vec<u8>, usize),
+    /// With its Content-Length, at most so many bytes a second.
+    Slow(Vec<u8>, usize),
     /// Chunks without end.
     Endless,
     /// Instead of headers, ten megabytes of them.
@@ -125,6 +128,11 @@ impl Reply {
         self
     }
 
+    pub(crate) fn slow(mut self, bytes: &[u8], bytes_per_second: usize) -> Self {
+        self.body = Body::Slow(bytes.to_vec(), bytes_per_second);
+        self
+    }
+
     pub(crate) fn endless(mut self) -> Self {
         self.body = Body::Endless;
         self
@@ -208,6 +216,18 @@ fn write(connection: &mut TcpStream, request: &Request, reply: Reply) -> std::io
             connection.write_all(&bytes)?;
             // Until the client has had enough.
             connection.read(&mut [0]).map(drop)?;
+            return Ok(());
+        }
+        Body::Slow(bytes, bytes_per_second) => {
+            write!(connection, "{head}Content-Length: {}\r\n\r\n", bytes.len())?;
+            let began = Instant::now();
+            let mut sent = 0;
+            for piece in bytes.chunks(64 << 10) {
+                connection.write_all(piece)?;
+                sent += piece.len();
+                let due = Duration::from_secs_f64(sent as f64 / bytes_per_second as f64);
+                thread::sleep(due.saturating_sub(began.elapsed()));
+            }
             return Ok(());
         }
         Body::Chunked(bytes) => {

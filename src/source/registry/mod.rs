@@ -10,13 +10,13 @@ mod address;
 mod auth;
 mod challenge;
 mod push;
+mod ranges;
 mod transport;
 
 use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use futures_util::{Stream, stream};
 use reqwest::header::{self, HeaderMap};
 use reqwest::{Method, RequestBuilder, Response, StatusCode};
 
@@ -341,13 +341,11 @@ impl Source for Registry {
         }
     }
 
-    async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream, SourceError> {
+    async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream<'_>, SourceError> {
         let (response, offset) = retrying(|| self.open_blob(blob, offset, None)).await?;
-        let left = blob.size - offset;
-        let transport = Arc::clone(&self.transport);
         Ok(BlobStream {
             offset,
-            bytes: Box::pin(bounded(transport, response, blob, left)),
+            bytes: Box::pin(ranges::read(self, blob, response, offset)),
         })
     }
 }
@@ -362,33 +360,6 @@ impl fmt::Debug for Registry {
 struct Fetched {
     bytes: Vec<u8>,
     media_type: Option<String>,
-}
-
-/// The body as a stream of at most `left` bytes, and an error if there are more.
-fn bounded(
-    transport: Arc<Transport>,
-    response: Response,
-    blob: &Descriptor,
-    left: u64,
-) -> impl Stream<Item = Result<bytes::Bytes, SourceError>> + Send + use<> {
-    let (digest, limit) = (blob.digest, blob.size);
-    let pace = transport.pace();
-    let start = (transport, response, pace, left);
-    stream::try_unfold(
-        start,
-        move |(transport, mut response, mut pace, left)| async move {
-            let Some(chunk) = transport.chunk(&mut response, &mut pace).await? else {
-                return Ok(None);
-            };
-            let Some(left) = left.checked_sub(chunk.len() as u64) else {
-                return Err(SourceError::TooLarge {
-                    what: format!("{} ({digest})", transport.image),
-                    limit,
-                });
-            };
-            Ok(Some((chunk, (transport, response, pace, left))))
-        },
-    )
 }
 
 /// The Content-Type without parameters; none where it says only that there are bytes or JSON.

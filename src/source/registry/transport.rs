@@ -147,10 +147,12 @@ impl Transport {
             what: what.to_owned(),
             limit,
         };
-        if response.content_length().is_some_and(|size| size > limit) {
+        let length = response.content_length();
+        if length.is_some_and(|size| size > limit) {
             return Err(too_large());
         }
-        let mut bytes = Vec::new();
+        let capacity = usize::try_from(length.unwrap_or(0)).unwrap_or(0);
+        let mut bytes = Vec::with_capacity(capacity);
         let mut pace = self.pace();
         while let Some(chunk) = self.chunk(&mut response, &mut pace).await? {
             if (bytes.len() + chunk.len()) as u64 > limit {
