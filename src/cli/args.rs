@@ -15,6 +15,7 @@ use crate::domain::{DomainName, Forward, FwCfgName, LinkName, Memory, OemString,
 use crate::image::Variant;
 use crate::oci::{Architecture, Reference, ReferenceError};
 use crate::ops::build::ManifestRequest;
+use crate::ops::resolve::PullPolicy;
 
 /// Turns an IronCore OCI image into a booted VM
 #[derive(Debug, Parser)]
@@ -265,6 +266,9 @@ pub(super) struct ChoiceArgs {
     /// How a unified kernel image is started
     #[arg(long, value_enum, value_name = "HOW")]
     pub uki: Option<UkiWord>,
+    /// When the place that has the image is asked for it
+    #[arg(long, value_enum, default_value_t = PullWord::Always, value_name = "WHEN")]
+    pub pull: PullWord,
 }
 
 #[derive(Debug, Args)]
@@ -335,6 +339,16 @@ pub(super) enum UkiWord {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum PullWord {
+    /// Each time: where a tag leads by now, and for what is not here of that
+    Always,
+    /// Only for what is not here; a tag leads to where it led before
+    Missing,
+    /// Not at all: everything must be here
+    Never,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum AccelWord {
     /// KVM where it seems of use; QEMU's translator if no guest gets going under it
     Auto,
@@ -382,6 +396,16 @@ impl UkiWord {
             Self::Loader => UkiStartName::Loader,
             Self::Esp => UkiStartName::Esp,
             Self::Extract => UkiStartName::Extract,
+        }
+    }
+}
+
+impl PullWord {
+    pub(super) fn policy(self) -> PullPolicy {
+        match self {
+            Self::Always => PullPolicy::Always,
+            Self::Missing => PullPolicy::Missing,
+            Self::Never => PullPolicy::Never,
         }
     }
 }

@@ -53,6 +53,7 @@ pub(super) fn image_request(
             firmware: firmware(&choice.firmware)?,
             uki: choice.uki.map(UkiWord::name),
         },
+        pull: choice.pull.policy(),
     })
 }
 

@@ -11,7 +11,10 @@ use crate::image::config::{ImageConfig, MAX_CONFIG_BYTES, Rest};
 use crate::image::select::{Candidate, SelectError, Wanted, may_fit, select};
 use crate::image::{Dropped, LayerRole, Roles, Selected, architecture};
 use crate::oci::manifest::MAX_DOCUMENT_BYTES;
-use crate::oci::{Architecture, Descriptor, Digest, Document, Index, Reference, manifest};
+use crate::oci::reference::LayoutEntry;
+use crate::oci::{
+    Architecture, Descriptor, Digest, Document, Index, LayoutReference, Reference, manifest,
+};
 use crate::ops::planner::Planner;
 use crate::ops::tree::{self, Found, MAX_TOTAL_BYTES, Node, is_entrys_fault, stored};
 use crate::ops::{Context, OpsError, Progress};
@@ -30,6 +33,23 @@ pub struct ImageRequest {
     pub wanted: Wanted,
     /// What the caller asks of the boot.
     pub boot: BootOptions,
+    /// When the place that it is to be had from is asked.
+    pub pull: PullPolicy,
+}
+
+/// When the place that has an image is asked for it.
+///
+/// The words are podman's and docker's. What a digest names does not change, so whoever has it
+/// asks nobody.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PullPolicy {
+    /// Each time: where a tag leads by now, and for what the store lacks of that.
+    #[default]
+    Always,
+    /// Only for what the store lacks: a tag leads to where it led before.
+    Missing,
+    /// Not at all: everything must be in the store.
+    Never,
 }
 
 /// What a reference led to.
@@ -54,11 +74,7 @@ pub struct Resolved {
 pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Resolved, OpsError> {
     let reference = &request.reference;
     (context.report)(Progress::Resolving(reference.clone()));
-    let source = source::open(reference, &context.sources)?;
-    let raw = match stored_top(&context.store, reference)? {
-        Some(raw) => raw,
-        None => source.document(Which::Reference).await?,
-    };
+    let (source, raw) = open(context, reference, request.pull).await?;
     let document = Document::parse(&raw.bytes, raw.digest, raw.media_type.as_deref())?;
     let top = describe(&raw, &document);
     let mut read = ReadEntries::default();
@@ -266,18 +282,50 @@ async fn read_metadata(
     })
 }
 
-/// The document that a reference names by digest, if the store has it: then nobody is asked.
-fn stored_top(store: &Store, reference: &Reference) -> Result<Option<RawDocument>, StoreError> {
-    let Some(digest) = reference.digest() else {
-        return Ok(None);
+/// Opens the source of a reference and reads the document that it names, from the store where that
+/// is as good.
+async fn open(
+    context: &Context<'_>,
+    reference: &Reference,
+    policy: PullPolicy,
+) -> Result<(Box<dyn Source>, RawDocument), OpsError> {
+    let stored = stored_top(&context.store, reference)?;
+    if policy == PullPolicy::Never {
+        let Some(raw) = stored else {
+            let reference = reference.clone();
+            return Err(StoreError::NoReference { reference }.into());
+        };
+        let layout = Reference::Layout(LayoutReference {
+            directory: context.store.root().to_owned(),
+            entry: LayoutEntry::Digest(raw.digest),
+        });
+        return Ok((source::open(&layout, &context.sources)?, raw));
+    }
+    let source = source::open(reference, &context.sources)?;
+    let raw = match stored {
+        Some(raw) if policy == PullPolicy::Missing || reference.digest().is_some() => raw,
+        Some(raw) if source.current().await? == Some(raw.digest) => raw,
+        _ => source.document(Which::Reference).await?,
     };
-    let Some(descriptor) = store.document(digest)? else {
-        return Ok(None);
+    Ok((source, raw))
+}
+
+/// The document that a reference names, or a tag named when it was last asked for, if the store
+/// has it.
+fn stored_top(store: &Store, reference: &Reference) -> Result<Option<RawDocument>, StoreError> {
+    let descriptor = match (store.reference(reference)?, reference.digest()) {
+        (Some(stored), _) => stored.top,
+        // It may be part of an image that was pulled by another name.
+        (None, Some(digest)) => match store.document(digest)? {
+            Some(descriptor) => descriptor,
+            None => return Ok(None),
+        },
+        (None, None) => return Ok(None),
     };
     let bytes = stored(store, &descriptor, MAX_DOCUMENT_BYTES)?;
     Ok(bytes.map(|bytes| RawDocument {
         bytes,
-        digest: *digest,
+        digest: descriptor.digest,
         media_type: Some(descriptor.media_type),
     }))
 }

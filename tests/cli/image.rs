@@ -137,7 +137,8 @@ impl Image {
         Reply::ok(&self.blobs[digest]).header("Content-Type", &self.types[digest])
     }
 
-    fn answer(&self, request: &Request) -> Reply {
+    /// What an honest registry answers.
+    pub(crate) fn answer(&self, request: &Request) -> Reply {
         if request.path == "/v2/" {
             return Reply::ok(b"{}");
         }
@@ -158,9 +159,9 @@ impl Image {
             return Reply::status(404);
         };
         match request.header("range") {
-            _ if kind == "manifests" => {
-                Reply::ok(bytes).header("Content-Type", &self.types[digest])
-            }
+            _ if kind == "manifests" => Reply::ok(bytes)
+                .header("Content-Type", &self.types[digest])
+                .header("Docker-Content-Digest", digest),
             None => Reply::ok(bytes),
             Some(range) => {
                 let from: usize = range

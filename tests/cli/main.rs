@@ -6,6 +6,7 @@
 //! | file          | what it is about                                                        |
 //! |---------------|-------------------------------------------------------------------------|
 //! | `plans`       | `plan`, `pull`: what is chosen, what is fetched                          |
+//! | `policies`    | `--pull`: when the registry is asked, and for what                       |
 //! | `instances`   | `prepare`, `list`, `rm`                                                  |
 //! | `dry_runs`    | `run --dry-run`, `define --dry-run`                                      |
 //! | `images`      | `image list|inspect|rm|build|push`                                       |
@@ -44,6 +45,7 @@ mod refusal;
 mod publishers;
 
 mod plans;
+mod policies;
 mod instances;
 mod dry_runs;
 mod forms;

@@ -1,0 +1,123 @@
+//! When the registry is asked, and for what: `--pull`, tags that move, digests that do not.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::hostile::Hostile;
+use crate::image::{Image, direct, disk, disk_only};
+use crate::sandbox::{Sandbox, check};
+
+/// What the registry is asked by `line`: method and the last two parts of the path.
+fn asked(sandbox: &Sandbox, server: &Hostile, line: &str) -> Vec<String> {
+    let before = server.requests().len();
+    let output = sandbox.run(line);
+    assert_eq!(output.status, 0, "{line}: {}", output.text());
+    let requests = server.requests().into_iter().skip(before);
+    requests
+        .filter(|request| request.path != "/v2/")
+        .map(|request| {
+            let path = request.path.trim_start_matches("/v2/os/");
+            sandbox.shown(&format!("{} {path}", request.method))
+        })
+        .collect()
+}
+
+#[test]
+fn what_is_here_costs_one_question_and_by_digest_none() {
+    let sandbox = Sandbox::new();
+    let image = direct();
+    let (server, reference) = sandbox.serve(&image);
+    let digest = format!(
+        "{}@{}",
+        reference.trim_end_matches(":1"),
+        image.digest("top")
+    );
+    assert!(asked(&sandbox, &server, &format!("pull -q {reference}")).len() > 3);
+    let head = ["HEAD manifests/1"];
+    for line in [
+        format!("pull -q {reference}"),
+        format!("pull -q --pull always {reference}"),
+        format!("plan {reference}"),
+        format!("prepare -q --name vm {reference}"),
+        format!("run --dry-run {reference}"),
+    ] {
+        assert_eq!(asked(&sandbox, &server, &line), head, "{line}");
+    }
+    let nothing: [&str; 0] = [];
+    for line in [
+        format!("pull -q --pull missing {reference}"),
+        format!("pull -q --pull never {reference}"),
+        format!("prepare -q --pull never --name vm {reference}"),
+        format!("plan --pull missing {reference}"),
+        format!("plan {digest}"),
+        format!("pull -q {digest}"),
+        format!("run --dry-run {digest}"),
+    ] {
+        assert_eq!(asked(&sandbox, &server, &line), nothing, "{line}");
+    }
+}
+
+#[test]
+fn a_tag_that_moved_costs_what_is_new() {
+    let sandbox = Sandbox::new();
+    let (old, new) = (disk_only(&disk("old")), disk_only(&disk("new")));
+    let moved = Arc::new(AtomicUsize::new(0));
+    let (first, second, now) = (old.clone(), new.clone(), Arc::clone(&moved));
+    let server = old.serve_except(move |request, _| {
+        let image: &Image = if now.load(Ordering::SeqCst) == 0 {
+            &first
+        } else {
+            &second
+        };
+        Some(image.answer(request))
+    });
+    let (server, reference) = sandbox.at(&old, server);
+    sandbox.name_digests(&new);
+    asked(&sandbox, &server, &format!("pull -q {reference}"));
+    moved.store(1, Ordering::SeqCst);
+    let nothing: [&str; 0] = [];
+    let missing = format!("pull -q --pull missing {reference}");
+    assert_eq!(asked(&sandbox, &server, &missing), nothing);
+    let asked = asked(&sandbox, &server, &format!("pull -q {reference}"));
+    let layers = asked.iter().filter(|line| line.contains("blobs/"));
+    assert_eq!(asked[0], "HEAD manifests/1");
+    assert_eq!(asked[1], "GET manifests/1");
+    assert_eq!(layers.count(), 1, "{asked:?}");
+}
+
+#[test]
+fn what_is_not_here_is_not_asked_for_against_the_users_word() {
+    let sandbox = Sandbox::new();
+    let image = direct();
+    let (server, reference) = sandbox.serve(&image);
+    check(
+        &sandbox.run(format!("plan --pull never {reference}")).text(),
+        r#"
+        ------- stderr -------
+        error: image is not in the store: $REGISTRY/os:1
+        hint: `ironboot image list` shows what there is
+        [exit status: 125]
+        "#,
+    );
+    assert_eq!(server.requests(), []);
+    sandbox.run(format!("pull -q --boot direct {reference}"));
+    std::fs::remove_file(
+        sandbox
+            .store()
+            .join("blobs/sha256")
+            .join(image.digest("kernel").trim_start_matches("sha256:")),
+    )
+    .unwrap();
+    let before = server.requests().len();
+    let output = sandbox.run(format!("pull -q --pull never {reference}"));
+    check(
+        &output.text(),
+        r#"
+        ------- stderr -------
+        error: can not fetch the kernel of $REGISTRY/os:1
+          caused by: oci:$TMP/store@sha256:<top> has no sha256:<kernel>
+        [exit status: 125]
+        "#,
+    );
+    assert_eq!(server.requests().len(), before);
+}
