@@ -7,9 +7,10 @@ use crate::{Hostile, Reply, Request, image, read, serve};
 /// So slow that one connection is not enough, and so large that several are worth it.
 const BYTES_PER_SECOND: usize = 8 << 20;
 const BYTES: usize = 48 << 20;
+const WORDS: u32 = 12 << 20;
 
 fn content() -> Vec<u8> {
-    (0..BYTES as u32 / 4).flat_map(u32::to_le_bytes).collect()
+    (0..WORDS).flat_map(u32::to_le_bytes).collect()
 }
 
 /// The range that a request asks for, its end excluded.
