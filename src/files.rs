@@ -79,7 +79,14 @@ pub fn replace(path: &Path, content: &[u8], scratch: &Path) -> Result<(), FileEr
 /// Reads a small file whole; none if there is none. Errors if it is larger than `limit` bytes.
 pub fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     let file = match File::open(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+            ) =>
+        {
+            return Ok(None);
+        }
         result => result.map_err(FileError::of("open", path))?,
     };
     let mut content = Vec::new();

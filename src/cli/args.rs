@@ -50,6 +50,15 @@ pub(super) struct Global {
     /// Print what is done in more detail
     #[arg(short, long, global = true)]
     pub verbose: bool,
+    /// Form of the progress on standard error
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "FORM",
+        default_value_t = ProgressWord::Auto
+    )]
+    pub progress: ProgressWord,
     /// File with credentials for registries, as podman and docker write it
     #[arg(long, global = true, value_name = "FILE", env = "REGISTRY_AUTH_FILE")]
     pub authfile: Option<PathBuf>,
@@ -336,6 +345,16 @@ pub(super) enum UkiWord {
     Esp,
     /// Taken apart, its kernel booted directly without firmware
     Extract,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ProgressWord {
+    /// Bars on a terminal, lines elsewhere
+    Auto,
+    /// Lines
+    Plain,
+    /// One JSON object a line, for programs
+    Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

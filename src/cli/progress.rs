@@ -1,19 +1,21 @@
-//! Progress on standard error: bars on a terminal, plain lines elsewhere.
+//! Progress on standard error: bars on a terminal, plain lines elsewhere, JSON for programs.
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{HumanBytes, MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
 
 use crate::oci::{Digest, Printable};
 use crate::ops::Progress;
 
-/// How often a plain line is written for a blob that takes long.
+/// How often a plain line is written while something takes long.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
-
-/// A blob of so many bytes gets a line when it is done.
+/// How often a program is told of a blob.
+const JSON_INTERVAL: Duration = Duration::from_millis(500);
+/// A blob of so many bytes gets a bar, and a line when it is done.
 const WORTH_A_LINE_BYTES: u64 = 1 << 20;
 
 /// How much is shown.
@@ -27,32 +29,137 @@ pub(super) enum Amount {
     Verbose,
 }
 
+/// In what form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// Bars if standard error is a terminal, else lines.
+    Auto,
+    /// Lines.
+    Plain,
+    /// One JSON object a line.
+    Json,
+}
+
 /// Draws what a use case tells.
 #[derive(Debug)]
 pub(super) struct Drawing {
     amount: Amount,
-    bars: Option<MultiProgress>,
-    blobs: Mutex<BTreeMap<Digest, Blob>>,
+    pen: Pen,
+    state: Mutex<State>,
 }
 
+/// What is drawn with.
 #[derive(Debug)]
-struct Blob {
-    label: String,
+enum Pen {
+    Lines,
+    Bars(MultiProgress),
+    Json,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    blobs: BTreeMap<Digest, Blob>,
+    total: Option<Tally>,
+}
+
+/// How far something is.
+#[derive(Debug)]
+struct Tally {
     size_bytes: u64,
     done_bytes: u64,
+    /// What came since it started; some was there before.
+    new_bytes: u64,
     started: Instant,
     told: Instant,
     bar: Option<ProgressBar>,
 }
 
+#[derive(Debug)]
+struct Blob {
+    label: String,
+    tally: Tally,
+}
+
+impl Tally {
+    fn new(size_bytes: u64, done_bytes: u64, bar: Option<ProgressBar>) -> Self {
+        let now = Instant::now();
+        if let Some(bar) = &bar {
+            bar.set_position(done_bytes);
+            // What was there did not come this fast.
+            bar.reset_eta();
+        }
+        Self {
+            size_bytes,
+            done_bytes,
+            new_bytes: 0,
+            started: now,
+            told: now,
+            bar,
+        }
+    }
+
+    fn add(&mut self, count: u64) {
+        self.done_bytes += count;
+        self.new_bytes += count;
+        if let Some(bar) = &self.bar {
+            bar.set_position(self.done_bytes);
+        }
+    }
+
+    fn bytes_per_second(&self) -> u64 {
+        let elapsed = self.started.elapsed().as_millis().max(1);
+        u64::try_from(u128::from(self.new_bytes) * 1000 / elapsed).unwrap_or(u64::MAX)
+    }
+
+    /// Whether it is time to tell of it again.
+    fn is_due(&mut self, interval: Duration) -> bool {
+        let is_due = self.told.elapsed() >= interval;
+        if is_due {
+            self.told = Instant::now();
+        }
+        is_due
+    }
+
+    fn words(&self) -> String {
+        let rate = self.bytes_per_second();
+        let left = self.size_bytes.saturating_sub(self.done_bytes) / rate.max(1);
+        format!(
+            "{} of {}, {}/s, {} left",
+            HumanBytes(self.done_bytes),
+            HumanBytes(self.size_bytes),
+            HumanBytes(rate),
+            HumanDuration(Duration::from_secs(left))
+        )
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "done_bytes": self.done_bytes,
+            "size_bytes": self.size_bytes,
+            "bytes_per_second": self.bytes_per_second(),
+        })
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 impl Drawing {
-    /// Chooses bars if standard error is a terminal.
-    pub(super) fn new(amount: Amount) -> Self {
-        let bars = (amount != Amount::Quiet && io::stderr().is_terminal()).then(MultiProgress::new);
+    pub(super) fn new(amount: Amount, form: Form) -> Self {
+        let pen = match form {
+            Form::Json => Pen::Json,
+            Form::Auto if amount != Amount::Quiet && io::stderr().is_terminal() => {
+                Pen::Bars(MultiProgress::new())
+            }
+            Form::Auto | Form::Plain => Pen::Lines,
+        };
         Self {
             amount,
-            bars,
-            blobs: Mutex::new(BTreeMap::new()),
+            pen,
+            state: Mutex::new(State::default()),
         }
     }
 
@@ -61,110 +168,148 @@ impl Drawing {
         if self.amount == Amount::Quiet {
             return;
         }
-        let mut blobs = self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match event {
-            Progress::Resolving(reference) if self.amount == Amount::Verbose => {
-                self.line(&format!("reading the manifests of {reference}"));
-            }
-            Progress::Resolving(_) => {}
-            Progress::ConfigSkipped { config } => {
-                self.warn(&format!(
-                    "what comes after the JSON of config {config} is not read"
-                ));
-            }
-            Progress::Fetching { missing_bytes: 0 } => {
-                if self.amount == Amount::Verbose {
-                    self.line("everything is in the store");
-                }
-            }
-            Progress::Fetching { missing_bytes } => {
-                self.line(&format!("fetching {}", HumanBytes(missing_bytes)));
-            }
+            Progress::Fetching {
+                missing_bytes,
+                blobs,
+            } => self.start_all(&mut state, missing_bytes, blobs),
             Progress::BlobStart {
                 blob,
                 label,
                 size_bytes,
                 offset_bytes,
-            } => {
-                let is_worth_it =
-                    size_bytes >= WORTH_A_LINE_BYTES || self.amount == Amount::Verbose;
-                let bar = self.bars.as_ref().filter(|_| is_worth_it).map(|bars| {
-                    let bar = bars.add(ProgressBar::new(size_bytes).with_style(style()));
-                    bar.set_message(label.clone());
-                    bar.set_position(offset_bytes);
-                    bar
-                });
-                if offset_bytes >= WORTH_A_LINE_BYTES {
-                    let offset = HumanBytes(offset_bytes);
-                    self.line(&format!("{label}: resuming after {offset}"));
-                }
-                let now = Instant::now();
-                blobs.insert(
-                    blob,
-                    Blob {
-                        label,
-                        size_bytes,
-                        done_bytes: offset_bytes,
-                        started: now,
-                        told: now,
-                        bar,
-                    },
-                );
-            }
-            Progress::BlobBytes { blob, count } => {
-                if let Some(blob) = blobs.get_mut(&blob) {
-                    blob.done_bytes += count;
-                    match &blob.bar {
-                        Some(bar) => bar.set_position(blob.done_bytes),
-                        None => self.tell_now_and_then(blob),
-                    }
-                }
-            }
+            } => self.start(&mut state, blob, label, size_bytes, offset_bytes),
+            Progress::BlobBytes { blob, count } => self.add(&mut state, blob, count),
             Progress::BlobRetry { blob, reason } => {
-                let label = blobs.get(&blob).map_or("blob", |blob| &blob.label);
+                let label = state.blobs.get(&blob).map_or("blob", |blob| &blob.label);
                 self.line(&format!("{label}: {reason}; trying again"));
             }
-            Progress::BlobDone { blob } => {
-                if let Some(blob) = blobs.remove(&blob) {
-                    if let Some(bar) = &blob.bar {
-                        bar.finish_and_clear();
-                    }
-                    if blob.size_bytes >= WORTH_A_LINE_BYTES || self.amount == Amount::Verbose {
-                        let seconds = blob.started.elapsed().as_secs_f64();
-                        let size = HumanBytes(blob.size_bytes);
-                        self.line(&format!("{}: {size} in {seconds:.1} s", blob.label));
-                    }
+            Progress::BlobDone { blob } => self.finish(&mut state, blob),
+            other => {
+                if let Some(words) = words(other, self.amount) {
+                    self.line(&words);
                 }
             }
-            Progress::MethodRejected { method, reason } => {
-                self.line(&format!("passing over {method} boot: {reason}"));
-            }
-            Progress::WordsLeftOut { words } => {
-                self.line(&format!(
-                    "nothing can be added to the UKI's command line as it is started; \
-                     left out {words}"
-                ));
-            }
-            Progress::ConsoleAdded { parameter } => {
-                self.line(&format!(
-                    "the image's command line names no console; added {parameter}"
-                ));
-            }
-            Progress::Accelerator(choice) => {
-                let (name, reason) = (choice.accelerator.as_str(), choice.reason);
-                if self.amount == Amount::Verbose || name == "tcg" && reason != "asked for" {
-                    self.line(&format!("accelerator {name}: {reason}"));
+        }
+    }
+
+    fn start_all(&self, state: &mut State, missing_bytes: u64, blobs: usize) {
+        if matches!(self.pen, Pen::Json) {
+            self.object(json!({"event": "fetching", "missing_bytes": missing_bytes}));
+        } else if missing_bytes > 0 {
+            self.line(&format!("fetching {}", HumanBytes(missing_bytes)));
+        } else if self.amount == Amount::Verbose {
+            self.line("everything is in the store");
+        }
+        match &mut state.total {
+            // Several images at once come to one sum.
+            Some(total) => {
+                total.size_bytes += missing_bytes;
+                if let Some(bar) = &total.bar {
+                    bar.set_length(total.size_bytes);
                 }
             }
-            Progress::VerdictLost { reason } => {
-                self.warn(&format!("how KVM did is not remembered: {reason}"));
+            total @ None if missing_bytes > 0 => {
+                let bar = self.bar(missing_bytes, blobs > 1, "total");
+                *total = Some(Tally::new(missing_bytes, 0, bar));
             }
-            Progress::HypervisorSaid(words) => self.line(&format!("QEMU: {}", Printable(&words))),
-            Progress::Started(name) => {
-                if self.amount == Amount::Verbose {
-                    self.line(&format!("started {name}"));
+            None => {}
+        }
+    }
+
+    fn start(&self, state: &mut State, digest: Digest, label: String, size: u64, offset: u64) {
+        let is_worth_it = size >= WORTH_A_LINE_BYTES || self.amount == Amount::Verbose;
+        let tally = Tally::new(size, offset, self.bar(size, is_worth_it, &label));
+        if offset >= WORTH_A_LINE_BYTES {
+            self.line(&format!("{label}: resuming after {}", HumanBytes(offset)));
+        }
+        let again = state.blobs.insert(digest, Blob { label, tally });
+        if let Some(total) = &mut state.total {
+            total.done_bytes += offset;
+            if let Some(again) = &again {
+                total.done_bytes = total.done_bytes.saturating_sub(again.tally.done_bytes);
+            }
+        }
+        if let Some(again) = again {
+            again.tally.finish();
+        }
+        self.tell_program(state, digest, "start");
+    }
+
+    fn add(&self, state: &mut State, digest: Digest, count: u64) {
+        let Some(blob) = state.blobs.get_mut(&digest) else {
+            return;
+        };
+        blob.tally.add(count);
+        if let Some(total) = &mut state.total {
+            total.add(count);
+        }
+        match self.pen {
+            Pen::Bars(_) => {}
+            Pen::Lines => {
+                if blob.tally.is_due(PLAIN_INTERVAL) {
+                    self.line(&format!("{}: {}", blob.label, blob.tally.words()));
+                }
+                if let Some(total) = &mut state.total
+                    && total.size_bytes > blob.tally.size_bytes
+                    && total.is_due(PLAIN_INTERVAL)
+                {
+                    self.line(&format!("total: {}", total.words()));
                 }
             }
+            Pen::Json if blob.tally.is_due(JSON_INTERVAL) => {
+                self.tell_program(state, digest, "bytes");
+            }
+            Pen::Json => {}
+        }
+    }
+
+    fn finish(&self, state: &mut State, digest: Digest) {
+        self.tell_program(state, digest, "done");
+        let Some(Blob { label, tally }) = state.blobs.remove(&digest) else {
+            return;
+        };
+        tally.finish();
+        if let Some(total) = &state.total
+            && total.done_bytes >= total.size_bytes
+        {
+            total.finish();
+        }
+        let is_worth_it = tally.size_bytes >= WORTH_A_LINE_BYTES || self.amount == Amount::Verbose;
+        if is_worth_it && !matches!(self.pen, Pen::Json) {
+            let seconds = tally.started.elapsed().as_secs_f64();
+            let size = HumanBytes(tally.size_bytes);
+            self.line(&format!("{label}: {size} in {seconds:.1} s"));
+        }
+    }
+
+    fn bar(&self, size_bytes: u64, is_worth_it: bool, label: &str) -> Option<ProgressBar> {
+        match &self.pen {
+            Pen::Bars(bars) if is_worth_it => {
+                let bar = ProgressBar::new(size_bytes).with_style(style());
+                // The sum stays below its parts.
+                let bar = match label {
+                    "total" => bars.add(bar),
+                    _ => bars.insert(0, bar),
+                };
+                bar.set_message(label.to_owned());
+                Some(bar)
+            }
+            _ => None,
+        }
+    }
+
+    /// Tells a program how far a blob, and everything, is.
+    fn tell_program(&self, state: &State, digest: Digest, what: &str) {
+        if let (Pen::Json, Some(blob)) = (&self.pen, state.blobs.get(&digest)) {
+            let mut object = blob.tally.json();
+            object["event"] = json!("blob");
+            object["state"] = json!(what);
+            object["digest"] = json!(digest);
+            object["role"] = json!(blob.label);
+            object["total"] = json!(state.total.as_ref().map(Tally::json));
+            self.object(object);
         }
     }
 
@@ -175,29 +320,57 @@ impl Drawing {
         }
     }
 
-    fn tell_now_and_then(&self, blob: &mut Blob) {
-        if blob.told.elapsed() < PLAIN_INTERVAL {
-            return;
-        }
-        blob.told = Instant::now();
-        let elapsed = blob.started.elapsed().as_millis().max(1);
-        let rate = u64::try_from(u128::from(blob.done_bytes) * 1000 / elapsed).unwrap_or(u64::MAX);
-        let left = (blob.size_bytes - blob.done_bytes) / rate.max(1);
-        self.line(&format!(
-            "{}: {} of {}, {}/s, {left} s left",
-            blob.label,
-            HumanBytes(blob.done_bytes),
-            HumanBytes(blob.size_bytes),
-            HumanBytes(rate)
-        ));
-    }
-
     fn line(&self, text: &str) {
         // Nobody is there to be told that nobody is there.
-        match &self.bars {
-            Some(bars) => drop(bars.println(text)),
-            None => drop(writeln!(io::stderr(), "{text}")),
+        match &self.pen {
+            Pen::Bars(bars) => drop(bars.println(text)),
+            Pen::Lines => drop(writeln!(io::stderr(), "{text}")),
+            Pen::Json => self.object(json!({"event": "note", "text": text})),
         }
+    }
+
+    fn object(&self, object: Value) {
+        drop(writeln!(io::stderr(), "{object}"));
+    }
+}
+
+/// What is said of an event that is no blob's; none where that is not worth a line.
+fn words(event: Progress, amount: Amount) -> Option<String> {
+    let verbose = amount == Amount::Verbose;
+    match event {
+        Progress::Resolving(reference) => {
+            verbose.then(|| format!("reading the manifests of {reference}"))
+        }
+        Progress::ConfigSkipped { config } => Some(format!(
+            "warning: what comes after the JSON of config {config} is not read"
+        )),
+        Progress::MethodRejected { method, reason } => {
+            Some(format!("passing over {method} boot: {reason}"))
+        }
+        Progress::WordsLeftOut { words } => Some(format!(
+            "nothing can be added to the UKI's command line as it is started; left out {words}"
+        )),
+        Progress::ConsoleAdded { parameter } => Some(format!(
+            "the image's command line names no console; added {parameter}"
+        )),
+        Progress::Accelerator(choice) => {
+            let (name, reason) = (choice.accelerator.as_str(), choice.reason);
+            let is_worth_it = verbose || name == "tcg" && reason != "asked for";
+            is_worth_it.then(|| format!("accelerator {name}: {reason}"))
+        }
+        Progress::VerdictLost { reason } => {
+            Some(format!("warning: how KVM did is not remembered: {reason}"))
+        }
+        Progress::HypervisorSaid(words) => Some(format!("QEMU: {}", Printable(&words))),
+        Progress::Started(name) => verbose.then(|| format!("started {name}")),
+        Progress::Waiting { label } => Some(format!(
+            "{label}: waiting for another ironboot, or reading what an earlier one left"
+        )),
+        Progress::Fetching { .. }
+        | Progress::BlobStart { .. }
+        | Progress::BlobBytes { .. }
+        | Progress::BlobRetry { .. }
+        | Progress::BlobDone { .. } => None,
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::io;
 
+use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
-use crate::cli::args::{ChoiceArgs, Cli, ImageArgs, Verb};
+use crate::cli::args::{ChoiceArgs, Cli, ImageArgs, ProgressWord, Verb};
 use crate::cli::output::Planned;
-use crate::cli::progress::{Amount, Drawing};
+use crate::cli::progress::{Amount, Drawing, Form};
 use crate::cli::report::Report;
 use crate::cli::request::{forward, generated_name, image_request, instance_request};
 use crate::cli::terminal::{self, Left, Signals, Sink};
@@ -22,9 +23,12 @@ use crate::oci::Reference;
 use crate::ops::define::{self, Then};
 use crate::ops::instances::{self, IfRunning};
 use crate::ops::prepare::{self, IfDifferent, InstanceRequest, Prepared};
-use crate::ops::pull::{self, Extent};
+use crate::ops::pull::{self, Extent, Pulled};
 use crate::ops::{Context, OpsError, resolve, run};
 use crate::store::Store;
+
+/// Images that one `pull` pulls at the same time.
+const PULLS_AT_ONCE: usize = 4;
 
 /// Executes what was typed.
 pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
@@ -34,7 +38,12 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
         (false, true) => Amount::Verbose,
         (false, false) => Amount::Normal,
     };
-    let drawing = Drawing::new(amount);
+    let form = match global.progress {
+        ProgressWord::Auto => Form::Auto,
+        ProgressWord::Plain => Form::Plain,
+        ProgressWord::Json => Form::Json,
+    };
+    let drawing = Drawing::new(amount, form);
     let report = |event| drawing.show(event);
     let root = environment::store(&global)
         .map_err(|error| Report::usage(format!("pass --store DIR: {error}")))?;
@@ -188,11 +197,20 @@ async fn pull(
     all: bool,
 ) -> Result<Ended, Report> {
     let extent = if all { Extent::All } else { Extent::Needed };
+    let mut requests = Vec::new();
+    for reference in references {
+        requests.push(image_request(context, reference, choice)?);
+    }
+    // Each is pulled to its end, whatever becomes of the others.
+    let pulls = requests
+        .iter()
+        .map(|request| pull::pull(context, request, extent));
+    let pulls = stream::iter(pulls).buffered(PULLS_AT_ONCE);
+    let pulled: Vec<Result<Pulled, OpsError>> = pulls.collect().await;
     let mut lines = String::new();
     let mut objects = Vec::new();
-    for reference in references {
-        let request = image_request(context, reference, choice)?;
-        let pulled = pull::pull(context, &request, extent).await?;
+    for pulled in pulled {
+        let pulled = pulled?;
         lines.push_str(&format!("{}\n", pulled.selected.image.manifest_digest));
         let plan = pulled.plan.as_ref().ok();
         let plan = plan.map(|(plan, inspected)| Planned {

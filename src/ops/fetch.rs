@@ -5,19 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryFutureExt};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::oci::{Descriptor, Digest, Reference};
 use crate::ops::{Context, OpsError, Progress, blocking};
 use crate::source::{BlobStream, Source, SourceError};
 use crate::store::{Claim, Ingest, Lease, StoreError};
 
-/// Blobs that are fetched at the same time.
-const PARALLEL: usize = 3;
+/// Blobs that are fetched at the same time; each has some 6 MiB of memory.
+const PARALLEL: usize = 4;
+/// The same of all images that one process pulls.
+static AT_ONCE: Semaphore = Semaphore::const_new(PARALLEL);
 /// Pieces of a stream that may wait for the disk.
 const QUEUE: usize = 4;
 /// Breaks of a connection that are mended without a byte of progress between them.
 const MAX_BREAKS: u32 = 4;
+/// Somebody who is waited for so long is told of.
+const LONG: Duration = Duration::from_secs(2);
 /// First pause after a break; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
@@ -77,12 +81,14 @@ async fn fetch_one(
     mut stopped: watch::Receiver<bool>,
 ) -> Result<Option<Digest>, OpsError> {
     let digest = item.descriptor.digest;
+    // Before the blob is claimed: whoever has one is not kept waiting for a turn.
+    let _turn = AT_ONCE.acquire().await.expect("it is never closed");
     // A partial that an earlier fetch left may be wrong: then, once, everything is fetched anew.
     for is_last in [false, true] {
         if *stopped.borrow() {
             return Ok(None);
         }
-        let Some(mut ingest) = claim(lease, &item.descriptor).await? else {
+        let Some(mut ingest) = claim(context, lease, &item).await? else {
             return Ok(None);
         };
         if is_last {
@@ -116,9 +122,24 @@ async fn fetch_one(
     unreachable!("the second round starts with nothing, so its result is final")
 }
 
-async fn claim(lease: &Arc<Lease>, blob: &Descriptor) -> Result<Option<Box<Ingest>>, OpsError> {
-    let (lease, blob) = (Arc::clone(lease), blob.clone());
-    Ok(match blocking(move || lease.claim(&blob)).await? {
+/// Claims a blob; tells if somebody else has it for long.
+async fn claim(
+    context: &Context<'_>,
+    lease: &Arc<Lease>,
+    item: &Item,
+) -> Result<Option<Box<Ingest>>, OpsError> {
+    let (lease, blob) = (Arc::clone(lease), item.descriptor.clone());
+    let claim = blocking(move || lease.claim(&blob));
+    tokio::pin!(claim);
+    let claim = match tokio::time::timeout(LONG, &mut claim).await {
+        Ok(claim) => claim,
+        Err(_) => {
+            let label = item.label.clone();
+            (context.report)(Progress::Waiting { label });
+            claim.await
+        }
+    };
+    Ok(match claim? {
         Claim::Present(_) => None,
         Claim::Missing(ingest) => Some(ingest),
     })

@@ -16,6 +16,7 @@ pub mod pull;
 pub mod push;
 pub mod resolve;
 pub mod run;
+mod space;
 mod tree;
 
 use std::path::PathBuf;

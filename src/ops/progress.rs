@@ -19,6 +19,13 @@ pub enum Progress {
     Fetching {
         /// Sum of the sizes of the blobs that are not in the store, in bytes.
         missing_bytes: u64,
+        /// How many there are.
+        blobs: usize,
+    },
+    /// A blob is not fetched yet: another process has it, or what one left is being read.
+    Waiting {
+        /// What the blob is for.
+        label: String,
     },
     /// A blob is being fetched; the first `offset_bytes` of it were there already.
     BlobStart {

@@ -10,7 +10,7 @@ use crate::ops::fetch::{self, Item};
 use crate::ops::planner::Planner;
 use crate::ops::resolve::{ImageRequest, Resolved, resolve};
 use crate::ops::tree::{self, Found, Node};
-use crate::ops::{Context, OpsError, Progress, blocking};
+use crate::ops::{Context, OpsError, Progress, blocking, space};
 use crate::source::Source;
 use crate::stage::{self, Inspected, StageError};
 use crate::store::{Lease, StoredImage};
@@ -248,18 +248,14 @@ impl Attempt<'_> {
                 label: label(image, blob),
             })
             .collect();
-        // The sizes of one manifest are known to fit, those of several are not.
-        let sizes_bytes = missing.iter().map(|item| item.descriptor.size);
+        let blobs: Vec<&Descriptor> = missing.iter().map(|item| &item.descriptor).collect();
+        space::check(context, self.source, &blobs).await?;
+        let sizes_bytes = blobs.iter().map(|blob| blob.size);
         let missing_bytes = sizes_bytes.fold(0, u64::saturating_add);
-        let free_bytes = context.store.free_bytes()?;
-        if missing_bytes > free_bytes {
-            return Err(OpsError::NoSpace {
-                path: context.store.root().to_owned(),
-                needed_bytes: missing_bytes,
-                free_bytes,
-            });
-        }
-        (context.report)(Progress::Fetching { missing_bytes });
+        (context.report)(Progress::Fetching {
+            missing_bytes,
+            blobs: missing.len(),
+        });
         let sizes: BTreeMap<Digest, u64> = missing
             .iter()
             .map(|item| (item.descriptor.digest, item.descriptor.size))

@@ -8,7 +8,7 @@ mod writer;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -256,6 +256,14 @@ fn open_partial(path: &Path) -> Result<File, FileError> {
 }
 
 impl Store {
+    /// Bytes on the disk of what an unfinished fetch left.
+    #[must_use]
+    pub fn partial_bytes(&self, digest: &Digest) -> u64 {
+        let name = format!("{}-{}", digest.algorithm(), digest.hex());
+        let data = self.path("ingest").join(name).join("data");
+        fs::symlink_metadata(data).map_or(0, |metadata| metadata.blocks() * 512)
+    }
+
     /// Removes the directory of a fetch, whose lock is held.
     ///
     /// It is renamed first: whoever waits for the lock sees that it guards nothing any more, and
@@ -297,7 +305,6 @@ impl Store {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::MetadataExt;
 
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! When the registry is asked, and for what: `--pull`, tags that move, digests that do not.
+//! When the registry is asked, and for what: `--pull`, tags that move, digests that do not; and what
+//! is told meanwhile.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -120,4 +121,67 @@ fn what_is_not_here_is_not_asked_for_against_the_users_word() {
         "#,
     );
     assert_eq!(server.requests().len(), before);
+}
+
+#[test]
+fn several_images_are_pulled_at_once_and_told_in_their_order() {
+    let sandbox = Sandbox::new();
+    let names = ["first", "second", "third", "fourth", "fifth"];
+    let images = names.map(|name| disk_only(&disk(name)));
+    for (image, name) in images.iter().zip(names) {
+        sandbox.mask(image.digest("manifest"), name);
+    }
+    let served: Vec<_> = images.iter().map(Image::serve).collect();
+    let references: Vec<String> = served
+        .iter()
+        .map(|server| format!("{}/os:1", server.address()))
+        .collect();
+    let line = format!("pull -q --arch amd64 {}", references.join(" "));
+    let output = sandbox.run(&line);
+    let expected: String = names.iter().map(|name| format!("{name}\n")).collect();
+    assert_eq!((output.status, output.stdout), (0, expected));
+    // One that fails takes nothing from the others.
+    let sandbox = Sandbox::new();
+    let line = format!(
+        "pull -q --arch amd64 127.0.0.1:1/os:1 {}",
+        references.join(" ")
+    );
+    assert_eq!(sandbox.run(&line).status, 125);
+    assert_eq!(sandbox.names("refs").len(), references.len());
+}
+
+#[test]
+fn a_program_is_told_how_far_everything_is() {
+    let sandbox = Sandbox::new();
+    let image = direct();
+    let (_server, reference) = sandbox.serve(&image);
+    let output = sandbox.run(format!("pull --progress json --arch amd64 {reference}"));
+    assert_eq!(output.status, 0, "{}", output.text());
+    let events: Vec<serde_json::Value> = output
+        .stderr
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let is = |event: &&serde_json::Value, state: &str| event["state"] == state;
+    let missing = &events[0]["missing_bytes"];
+    assert_eq!(events[0]["event"], "fetching");
+    let started = events.iter().filter(|event| is(event, "start")).count();
+    let done: Vec<_> = events.iter().filter(|event| is(event, "done")).collect();
+    assert!(started > 2 && done.len() == started);
+    for blob in &done {
+        assert_eq!(blob["done_bytes"], blob["size_bytes"]);
+    }
+    let total = &done.last().unwrap()["total"];
+    assert_eq!(
+        (&total["done_bytes"], &total["size_bytes"]),
+        (missing, missing)
+    );
+    let roles: Vec<_> = done
+        .iter()
+        .map(|blob| blob["role"].as_str().unwrap())
+        .collect();
+    assert!(
+        roles.contains(&"kernel") && roles.contains(&"initramfs"),
+        "{roles:?}"
+    );
 }
