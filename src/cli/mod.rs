@@ -79,6 +79,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Err(error) => return usage(&error, arguments.iter().any(|word| word == "--json")),
     };
     let json = cli.global.json;
+    // What blocks has threads of its own, so one is enough for the rest, and each costs memory.
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
