@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::hostile::Reply;
 use crate::image::{Image, OCI_MANIFEST, disk, disk_only, entry, initramfs, kernel, manifest};
 use crate::registry::{Access, DockerRegistry};
-use crate::sandbox::{Sandbox, check};
+use crate::sandbox::{Output, Sandbox, check};
 
 /// Writes `image` as the only one of the layout directory `name`; returns its reference.
 fn written(sandbox: &Sandbox, name: &str, image: &Image) -> String {
@@ -127,6 +127,69 @@ fn what_does_not_fit_is_not_begun() {
     let output = sandbox.run(format!("pull -q --json --arch amd64 {reference}"));
     assert_eq!(output.status, 125);
     assert_eq!(output.json()["error"]["kind"], "no-space");
+    assert_eq!(sandbox.names("ingest"), Vec::<String>::new());
+}
+
+/// Runs `line` with a store on a file system of so many MiB.
+fn run_in(sandbox: &Sandbox, mib: usize, line: &str) -> Output {
+    let ironboot = sandbox.command(line);
+    let mut command = Command::new("unshare");
+    if !rustix::process::geteuid().is_root() {
+        command.arg("--map-root-user");
+    }
+    let store = sandbox.store();
+    fs::create_dir_all(&store).unwrap();
+    let script = format!(
+        r#"mount -t tmpfs -o size={mib}m tmpfs "$0" && "$@"; status=$?; df --output=used -k "$0" | tail -n 1; exit $status"#
+    );
+    command
+        .args(["--mount", "sh", "-c", &script])
+        .arg(&store)
+        .arg(ironboot.get_program())
+        .args(ironboot.get_args());
+    for (name, value) in ironboot.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    sandbox.finish(command)
+}
+
+#[test]
+fn what_is_mostly_zeros_needs_room_for_the_rest_only() {
+    let sandbox = Sandbox::new();
+    let mut sparse = disk("sparse");
+    sparse.resize(128 << 20, 0);
+    let (_server, reference) = sandbox.serve(&disk_only(&sparse));
+    let output = run_in(&sandbox, 32, &format!("pull -q --arch amd64 {reference}"));
+    assert_eq!(output.status, 0, "{}", output.text());
+    let used: usize = output
+        .stdout
+        .lines()
+        .last()
+        .unwrap()
+        .trim()
+        .parse()
+        .unwrap();
+    assert!(used < 1024, "{used} KiB");
+
+    let mut full = sparse;
+    full[1 << 20..].fill(7);
+    let image = disk_only(&full);
+    let (server, reference) = sandbox.serve(&image);
+    let line = format!("pull -q --json --arch amd64 {reference}");
+    let output = run_in(&sandbox, 32, &line);
+    assert_eq!(output.status, 125);
+    let object: serde_json::Value =
+        serde_json::from_str(output.stdout.lines().next().unwrap()).unwrap();
+    assert_eq!(object["error"]["kind"], "no-space");
+    // It was looked at in places, and never begun.
+    let disk = image.blob_path("disk");
+    let whole = |request: &&crate::hostile::Request| {
+        request.path == disk && request.header("range").is_none()
+    };
+    assert!(server.requests().iter().filter(whole).count() <= 1);
     assert_eq!(sandbox.names("ingest"), Vec::<String>::new());
 }
 
