@@ -1,5 +1,7 @@
 //! References: where an image is to be had.
 
+mod grammar;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -170,28 +172,28 @@ fn parse_registry(text: &str) -> Result<RegistryReference, ReferenceError> {
         Some((name, digest)) => (name, Some(digest.parse().map_err(ReferenceError::Digest)?)),
         None => (text, None),
     };
-    let host = name
+    let (host, rest) = name
         .split_once('/')
-        .map(|(host, _)| host)
-        .filter(|host| host.contains(['.', ':']) || *host == "localhost")
+        .filter(|(host, _)| host.contains(['.', ':']) || *host == "localhost")
         .ok_or_else(|| ReferenceError::NoRegistry(shown()))?;
-    // The grammar itself is oci-client's; the digest is ours, because theirs is not checked.
-    let parsed: oci_client::Reference =
-        name.parse().map_err(|_| ReferenceError::Grammar(shown()))?;
-    if parsed.registry() != host || parsed.digest().is_some() {
+    let (repository, tag) = match rest.split_once(':') {
+        Some((repository, tag)) => (repository, Some(tag)),
+        None => (rest, None),
+    };
+    let is_one = grammar::is_host(host)
+        && grammar::is_repository(repository)
+        && tag.is_none_or(grammar::is_tag);
+    if !is_one {
         return Err(ReferenceError::Grammar(shown()));
     }
-    if parsed.repository().len() > 255 {
+    if repository.len() > 255 {
         return Err(ReferenceError::TooLong(shown()));
     }
-    let tag_typed = name
-        .rsplit('/')
-        .next()
-        .is_some_and(|last| last.contains(':'));
+    let tag = tag.or(digest.is_none().then_some("latest"));
     Ok(RegistryReference {
         registry: host.to_owned(),
-        repository: parsed.repository().to_owned(),
-        tag: (tag_typed || digest.is_none()).then(|| parsed.tag().unwrap_or("latest").to_owned()),
+        repository: repository.to_owned(),
+        tag: tag.map(str::to_owned),
         digest,
     })
 }
