@@ -58,6 +58,8 @@ pub enum SourceError {
         registry: String,
         /// What is wrong with its certificate or its handshake.
         reason: String,
+        /// Whether what it answers is TLS at all.
+        is_spoken: bool,
     },
     /// The registry itself is at an address where we do not go.
     #[error("cannot go to registry {registry}")]

@@ -139,9 +139,6 @@ impl Image {
 
     /// What an honest registry answers.
     pub(crate) fn answer(&self, request: &Request) -> Reply {
-        if request.path == "/v2/" {
-            return Reply::ok(b"{}");
-        }
         let Some((kind, name)) = request
             .path
             .strip_prefix("/v2/os/")

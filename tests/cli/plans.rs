@@ -9,7 +9,6 @@ fn asked_for(server: &Hostile, sandbox: &Sandbox) -> String {
     let mut lines: Vec<String> = server
         .requests()
         .iter()
-        .filter(|request| request.path != "/v2/")
         .map(|request| format!("{} {}\n", request.method, sandbox.shown(&request.path)))
         .collect();
     // Blobs are fetched at the same time.

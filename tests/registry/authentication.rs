@@ -32,7 +32,6 @@ fn bearer(realm: &str, token: Reply, accepted: &str) -> Hostile {
 
 fn content(request: &Request) -> Reply {
     match request.path.as_str() {
-        "/v2/" => Reply::ok(b"{}"),
         "/v2/os/manifests/1" => Reply::ok(INDEX),
         path if path.starts_with("/v2/os/blobs/") => Reply::ok(b"blob"),
         _ => Reply::status(404),
@@ -73,8 +72,9 @@ async fn a_token_is_asked_for_once_with_a_scope_of_our_own() {
     for reader in readers {
         reader.await.unwrap().unwrap();
     }
-    assert_eq!(server.count("/v2/"), 1);
+    // One goes ahead and is told what to ask for, however many there are.
     assert_eq!(server.count("/token"), 1);
+    assert_eq!(server.requests().len(), 1 + 1 + 8);
     let requests = server.requests();
     let request = requests.iter().find(|r| r.path == "/token").unwrap();
     assert_eq!(
@@ -129,7 +129,7 @@ async fn a_realm_that_changes_is_checked_each_time() {
     let evil = Hostile::start(|_, _| token("stolen"));
     let server = Hostile::start(|request, before| match (request.path.as_str(), before) {
         ("/token", _) => token("abc"),
-        ("/v2/", _) => Reply::status(401).header(
+        (_, 0) => Reply::status(401).header(
             "WWW-Authenticate",
             &format!(
                 r#"Bearer realm="http://{}/token""#,
@@ -186,16 +186,17 @@ async fn a_401_for_ever_ends_after_two() {
     let expected = format!("{} refuses user me to os: Unauthorized", server.address());
     assert_eq!(error.to_string(), expected);
     assert!(!error.is_retryable());
-    assert_eq!(server.count("/v2/os/manifests/1"), 2);
+    // Once without a token, and with two.
+    assert_eq!(server.count("/v2/os/manifests/1"), 3);
+    assert_eq!(server.count("/token"), 2);
 }
 
 #[tokio::test]
 async fn a_registry_that_asks_only_for_what_is_private_is_answered_too() {
-    // It has no challenge at its front page.
     let server = Hostile::start(|request, _| {
         let host = request.header("host").unwrap();
         match (request.path.as_str(), request.header("authorization")) {
-            ("/v2/", _) => Reply::ok(b"{}"),
+            ("/v2/os/manifests/1", None) => Reply::ok(INDEX),
             ("/token", _) => token("abc"),
             (_, Some("Bearer abc")) => content(request),
             _ => Reply::status(401).header(
@@ -204,7 +205,11 @@ async fn a_registry_that_asks_only_for_what_is_private_is_answered_too() {
             ),
         }
     });
-    assert!(document(&server, &me(&server)).await.is_ok());
+    let source = open(&server.address(), ":1", &me(&server));
+    assert!(source.document(Wanted::Reference).await.is_ok());
+    let (_, bytes, result) = read(&source, &Descriptor::of("x/y", b"blob"), 0).await;
+    result.unwrap();
+    assert_eq!(bytes, b"blob");
 }
 
 #[tokio::test]
@@ -226,7 +231,7 @@ async fn what_cannot_be_a_token_is_none() {
             "{}",
             told(&error)
         );
-        assert_eq!(server.count("/v2/os/manifests/1"), 0);
+        assert_eq!(server.count("/v2/os/manifests/1"), 1);
     }
     let server = bearer("http://SELF/token", Reply::status(200).endless(), "abc");
     let error = document(&server, &me(&server)).await.unwrap_err();
@@ -296,7 +301,6 @@ async fn credentials_do_not_follow_a_redirect_to_somebody_else() {
     let server = Hostile::start(move |request, _| {
         match (request.path.as_str(), request.header("authorization")) {
             (_, None) => Reply::status(401).header("WWW-Authenticate", "Basic realm=x"),
-            ("/v2/", Some(_)) => Reply::ok(b"{}"),
             _ => Reply::status(307).header("Location", &to),
         }
     });

@@ -20,7 +20,7 @@ async fn a_tag_leads_to_a_document_and_its_digest() {
         media_type: Some(OCI_INDEX.to_owned()),
     };
     assert_eq!(document, expected);
-    let request = &server.requests()[1];
+    let request = &server.requests()[0];
     let accept = request.header("accept").unwrap();
     assert!(accept.contains(OCI_INDEX) && accept.contains(IRONCORE_ARTIFACTS));
     assert_eq!(request.header("accept-encoding"), Some("identity"));

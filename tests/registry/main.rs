@@ -2,6 +2,7 @@
 //!
 //! | file             | what it is about                                                 |
 //! |------------------|------------------------------------------------------------------|
+//! | `requests`       | how few of them there are                                        |
 //! | `documents`      | indexes and manifests: limits, digests, where they are looked for |
 //! | `blobs`          | streams: sizes, parts, breaks                                    |
 //! | `ranges`         | parts of one blob over several connections                       |
@@ -16,6 +17,7 @@ mod hostile;
 #[path = "../support/registry.rs"]
 mod registry;
 
+mod requests;
 mod documents;
 mod blobs;
 mod ranges;
@@ -38,13 +40,12 @@ const INDEX: &[u8] = br#"{"schemaVersion":2,"manifests":[]}"#;
 
 /// A server that has `script` below `/v2/os/` and lets everybody in.
 fn serve(script: impl Fn(&str, &Request, usize) -> Reply + Send + Sync + 'static) -> Hostile {
-    Hostile::start(move |request, before| match request.path.as_str() {
-        "/v2/" => Reply::ok(b"{}"),
-        path => match path.strip_prefix("/v2/os/") {
+    Hostile::start(
+        move |request, before| match request.path.strip_prefix("/v2/os/") {
             Some(rest) => script(rest, request, before),
             None => Reply::status(404),
         },
-    })
+    )
 }
 
 /// Opens `os` with `rest` (`:1`, `@sha256:…`) at `address`.

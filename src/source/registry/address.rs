@@ -16,7 +16,9 @@ const MAX_REDIRECTS: usize = 5;
 /// The addresses of the registry at `host` (with its port), in the order in which they are tried,
 /// and the rules for where it may send us.
 ///
-/// Plain HTTP is among them only on this machine, or where certificates do not matter.
+/// Plain HTTP is among them only on this machine, or where certificates do not matter. On this
+/// machine it comes first: there is nobody in between whom TLS could keep out, whoever holds the
+/// port could refuse TLS as well, and most registries of a loopback are plain.
 pub(super) fn registry(
     host: &str,
     tls: TlsPolicy,
@@ -34,10 +36,14 @@ pub(super) fn registry(
         registry_is_loopback: is_loopback(&by_tls),
         tls,
     };
-    let mut bases = vec![by_tls];
-    if policy.registry_is_loopback || tls == TlsPolicy::Insecure {
-        bases.push(parse("http")?);
-    }
+    let bases = if policy.registry_is_loopback {
+        vec![parse("http")?, by_tls]
+    } else if tls == TlsPolicy::Insecure {
+        let plain = parse("http")?;
+        vec![by_tls, plain]
+    } else {
+        vec![by_tls]
+    };
     Ok((bases, policy))
 }
 
@@ -199,19 +205,23 @@ mod tests {
             let bases = registry(host, tls).map(|(bases, _)| bases);
             bases.map(|bases| bases.iter().map(Url::to_string).collect::<Vec<_>>())
         };
-        let both = |host: &str| {
-            Ok(vec![
-                format!("https://{host}/v2/"),
-                format!("http://{host}/v2/"),
-            ])
+        let both = |host: &str, schemes: [&str; 2]| {
+            Ok(schemes
+                .map(|scheme| format!("{scheme}://{host}/v2/"))
+                .into())
         };
         for host in ["127.0.0.1:5000", "127.1.2.3", "localhost", "[::1]:5000"] {
-            assert_eq!(bases(host, TlsPolicy::Verify), both(host));
+            for tls in [TlsPolicy::Verify, TlsPolicy::Insecure] {
+                assert_eq!(bases(host, tls), both(host, ["http", "https"]));
+            }
         }
         for host in ["10.0.0.1:5000", "registry.example", "localhost.example"] {
             let by_tls = Ok(vec![format!("https://{host}/v2/")]);
             assert_eq!(bases(host, TlsPolicy::Verify), by_tls);
-            assert_eq!(bases(host, TlsPolicy::Insecure), both(host));
+            assert_eq!(
+                bases(host, TlsPolicy::Insecure),
+                both(host, ["https", "http"])
+            );
         }
         for host in ["169.254.169.254", "[fe80::1]:5000"] {
             let refused = Err(AddressRefusal::LinkLocal);

@@ -7,7 +7,7 @@
 //! Format: distribution-spec's "Token Authentication Specification"; RFC 7235 for the challenge.
 
 use reqwest::header::{self, HeaderMap, HeaderValue};
-use reqwest::{StatusCode, Url};
+use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use tokio::sync::{Mutex, OnceCell};
 
@@ -61,6 +61,17 @@ pub(super) struct Grant {
     number: u64,
 }
 
+impl Grant {
+    /// Of whoever says nothing of themselves.
+    pub(super) fn anonymous() -> Self {
+        Self {
+            authorization: None,
+            user: None,
+            number: 0,
+        }
+    }
+}
+
 impl Session {
     pub(super) fn new(
         registry: String,
@@ -79,26 +90,48 @@ impl Session {
         }
     }
 
-    /// Finds the registry's scheme and challenge, once.
-    pub(super) async fn endpoint(&self, transport: &Transport) -> Result<&Endpoint, SourceError> {
-        self.endpoint
-            .get_or_try_init(|| self.probe(transport))
-            .await
+    /// Where the registry is, once a request has found that out.
+    pub(super) fn endpoint(&self) -> Option<&Endpoint> {
+        self.endpoint.get()
+    }
+
+    /// Finds out where the registry is, and what it asks for, by the first request that there is
+    /// for it; others wait for its answer. Returns that answer to whoever made the request.
+    pub(super) async fn reach(
+        &self,
+        transport: &Transport,
+        build: impl Fn(&Url) -> RequestBuilder,
+    ) -> Result<(&Endpoint, Option<Response>), SourceError> {
+        let mut answer = None;
+        let slot = &mut answer;
+        let endpoint = self
+            .endpoint
+            .get_or_try_init(|| async move {
+                let (base, response) = self.find(transport, build).await?;
+                let challenges = match response.status() {
+                    StatusCode::UNAUTHORIZED => challenges(response.headers()),
+                    _ => Vec::new(),
+                };
+                *slot = Some(response);
+                Ok(Endpoint { base, challenges })
+            })
+            .await?;
+        Ok((endpoint, answer))
     }
 
     /// What requests carry now.
     pub(super) async fn grant(
         &self,
         transport: &Transport,
+        endpoint: &Endpoint,
         access: Access,
     ) -> Result<Grant, SourceError> {
-        let endpoint = self.endpoint(transport).await?;
         let mut slot = self.slot(access).lock().await;
         if let Some(grant) = &*slot {
             return Ok(grant.clone());
         }
         let challenges = &endpoint.challenges;
-        let grant = self.ask(transport, access, challenges, 0).await?;
+        let grant = self.ask(transport, endpoint, access, challenges, 0).await?;
         Ok(slot.insert(grant).clone())
     }
 
@@ -107,11 +140,11 @@ impl Session {
     pub(super) async fn renew(
         &self,
         transport: &Transport,
+        endpoint: &Endpoint,
         access: Access,
         refused: &Grant,
         headers: &HeaderMap,
     ) -> Result<Option<Grant>, SourceError> {
-        let endpoint = self.endpoint(transport).await?;
         let mut slot = self.slot(access).lock().await;
         if let Some(newer) = slot.as_ref().filter(|now| now.number != refused.number) {
             return Ok(Some(newer.clone()));
@@ -121,7 +154,9 @@ impl Session {
             challenges.clone_from(&endpoint.challenges);
         }
         let number = refused.number + 1;
-        let grant = self.ask(transport, access, &challenges, number).await?;
+        let grant = self
+            .ask(transport, endpoint, access, &challenges, number)
+            .await?;
         if grant.authorization == refused.authorization {
             return Ok(None);
         }
@@ -145,52 +180,57 @@ impl Session {
         }
     }
 
-    async fn probe(&self, transport: &Transport) -> Result<Endpoint, SourceError> {
-        let mut failed = None;
+    /// Sends a request to one address of the registry after the other, until one answers. Where
+    /// none does, the fault of whoever speaks TLS is told before that of plain HTTP.
+    async fn find(
+        &self,
+        transport: &Transport,
+        build: impl Fn(&Url) -> RequestBuilder,
+    ) -> Result<(Url, Response), SourceError> {
+        let (mut by_tls, mut plain) = (None, None);
         for base in &self.bases {
-            match (self.ping(transport, base).await, failed) {
-                (Ok(endpoint), _) => return Ok(endpoint),
-                // Whoever answers TLS, and plain HTTP with an error, has its fault in the former.
-                (Err(_), Some(by_tls @ SourceError::Tls { .. })) => return Err(by_tls),
-                (Err(error), _) if !may_be_plain(&error) => return Err(error),
-                (Err(error), _) => failed = Some(error),
+            let answer = transport.send(build(base)).await;
+            match (base.scheme(), answer) {
+                // So says a TLS port of what is not TLS; but it may be meant.
+                ("http", Ok(response)) if response.status() == StatusCode::BAD_REQUEST => {
+                    plain = Some(Ok((base.clone(), response)));
+                }
+                (_, Ok(response)) => return Ok((base.clone(), response)),
+                (_, Err(error)) if !may_speak_otherwise(&error) => return Err(error),
+                ("http", Err(error)) => plain = Some(Err(error)),
+                (_, Err(error)) => by_tls = Some(error),
             }
         }
-        Err(failed.unwrap_or_else(|| SourceError::RegistryRefused {
-            registry: self.registry.clone(),
-            reason: AddressRefusal::NoAddress,
-        }))
-    }
-
-    async fn ping(&self, transport: &Transport, base: &Url) -> Result<Endpoint, SourceError> {
-        let response = transport.send(transport.client.get(base.clone())).await?;
-        match response.status() {
-            StatusCode::UNAUTHORIZED => Ok(Endpoint {
-                base: base.clone(),
-                challenges: challenges(response.headers()),
+        match (by_tls, plain) {
+            (
+                Some(
+                    fault @ SourceError::Tls {
+                        is_spoken: true, ..
+                    },
+                ),
+                _,
+            ) => Err(fault),
+            (_, Some(plain)) => plain,
+            (Some(fault), None) => Err(fault),
+            (None, None) => Err(SourceError::RegistryRefused {
+                registry: self.registry.clone(),
+                reason: AddressRefusal::NoAddress,
             }),
-            // Some registries forbid or lack this page and serve all others; the rest of the
-            // work will tell. A TLS port that got plain HTTP says 400.
-            status if status != StatusCode::BAD_REQUEST => Ok(Endpoint {
-                base: base.clone(),
-                challenges: Vec::new(),
-            }),
-            _ => Err(transport.unexpected(response).await),
         }
     }
 
     async fn ask(
         &self,
         transport: &Transport,
+        endpoint: &Endpoint,
         access: Access,
         challenges: &[Challenge],
         number: u64,
     ) -> Result<Grant, SourceError> {
         if challenges.is_empty() {
             return Ok(Grant {
-                authorization: None,
-                user: None,
                 number,
+                ..Grant::anonymous()
             });
         }
         let bearer = challenges.iter().find_map(|challenge| match challenge {
@@ -200,8 +240,8 @@ impl Session {
         // Before any credential is even looked up.
         let token_service = match bearer {
             Some((realm, service)) => {
-                let url = self.token_service(transport, realm, service, access);
-                Some(url.await?)
+                let from = &endpoint.base;
+                Some(self.token_service(transport, from, realm, service, access)?)
             }
             None if challenges.contains(&Challenge::Basic) => None,
             None => {
@@ -229,9 +269,10 @@ impl Session {
     }
 
     /// The address to ask for a token, if credentials may be sent there.
-    async fn token_service(
+    fn token_service(
         &self,
         transport: &Transport,
+        from: &Url,
         realm: &str,
         service: Option<&str>,
         access: Access,
@@ -244,10 +285,7 @@ impl Session {
         let mut url: Url = realm
             .parse()
             .map_err(|_| refused(AddressRefusal::NoAddress))?;
-        transport
-            .policy
-            .check(&self.endpoint(transport).await?.base, &url)
-            .map_err(refused)?;
+        transport.policy.check(from, &url).map_err(refused)?;
         // The scope is ours, whatever the challenge says: nobody gets a wider token out of us.
         let actions = match access {
             Access::Pull => "pull",
@@ -290,8 +328,9 @@ impl Session {
     }
 }
 
-/// Tells whether a failed TLS ping leaves room for a registry that speaks plain HTTP.
-fn may_be_plain(error: &SourceError) -> bool {
+/// Tells whether a registry that fails in this way may be one that speaks the other of TLS and
+/// plain HTTP.
+fn may_speak_otherwise(error: &SourceError) -> bool {
     match error {
         SourceError::Unavailable { cause, .. } => {
             matches!(
@@ -299,6 +338,7 @@ fn may_be_plain(error: &SourceError) -> bool {
                 Unavailability::Connection(_) | Unavailability::Timeout
             )
         }
+        SourceError::Protocol { violation, .. } => matches!(violation, Violation::Http(_)),
         error => matches!(error, SourceError::Tls { .. }),
     }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use reqwest::header::{self, HeaderMap};
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, RequestBuilder, Response, StatusCode, Url};
 
 use crate::oci::manifest::{DOCUMENT_TYPES, MAX_DOCUMENT_BYTES};
 use crate::oci::{Descriptor, Digest, Printable, RegistryReference};
@@ -26,7 +26,7 @@ use crate::source::{
     BlobStream, RawDocument, Source, SourceError, SourceOptions, Unavailability, Violation, Wanted,
 };
 
-use auth::{Access, Session};
+use auth::{Access, Endpoint, Grant, Session};
 pub use transport::Timeouts;
 use transport::{Transport, retrying};
 
@@ -76,7 +76,8 @@ impl Registry {
 
     /// Sends a request below `/v2/<repository>/`, with whatever lets us in.
     ///
-    /// A 401 is answered with a new grant, once.
+    /// Nobody is asked what they want beforehand: the first request goes as it is, and a 401 is
+    /// answered with a grant. A later one is answered with a new grant, once.
     async fn request(
         &self,
         access: Access,
@@ -84,43 +85,61 @@ impl Registry {
         path: &str,
         prepare: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, SourceError> {
-        let endpoint = self.session.endpoint(&self.transport).await?;
-        let url = format!("{}{}/{path}", endpoint.base, self.image.repository());
-        self.authorized(access, || {
-            prepare(self.transport.client.request(method.clone(), &url))
-        })
-        .await
+        let path = format!("{}/{path}", self.image.repository());
+        let build = |base: &Url| {
+            let url = format!("{base}{path}");
+            prepare(self.transport.client.request(method.clone(), url))
+        };
+        let (endpoint, first) = self.session.reach(&self.transport, build).await?;
+        self.authorized(access, endpoint, first, || build(&endpoint.base))
+            .await
     }
 
+    /// Sends what `build` makes until it is answered otherwise than with 401; `first` is what it
+    /// was answered without a grant.
     async fn authorized(
         &self,
         access: Access,
+        endpoint: &Endpoint,
+        first: Option<Response>,
         build: impl Fn() -> RequestBuilder,
     ) -> Result<Response, SourceError> {
-        let transport = &self.transport;
-        let mut grant = self.session.grant(transport, access).await?;
+        let (transport, session) = (&self.transport, &self.session);
+        let mut answer = first;
+        let mut grant = Grant::anonymous();
+        if answer.as_ref().is_none_or(is_unauthorized) {
+            grant = session.grant(transport, endpoint, access).await?;
+            if grant.authorization.is_some()
+                && let Some(refused) = answer.take()
+            {
+                // Read to its end, it leaves its connection to the next.
+                drop(transport.words(refused).await);
+            }
+        }
         let mut renewed = false;
         loop {
-            let mut request = build();
-            if let Some(authorization) = &grant.authorization {
-                request = request.header(header::AUTHORIZATION, authorization);
-            }
-            let response = transport.send(request).await?;
-            if response.status() == StatusCode::UNAUTHORIZED && !renewed {
+            let response = match answer.take() {
+                Some(first) => first,
+                None => {
+                    let mut request = build();
+                    if let Some(authorization) = &grant.authorization {
+                        request = request.header(header::AUTHORIZATION, authorization);
+                    }
+                    transport.send(request).await?
+                }
+            };
+            if is_unauthorized(&response) && !renewed {
                 renewed = true;
                 let headers = response.headers();
-                if let Some(newer) = self
-                    .session
-                    .renew(transport, access, &grant, headers)
-                    .await?
-                {
+                let newer = session.renew(transport, endpoint, access, &grant, headers);
+                if let Some(newer) = newer.await? {
                     grant = newer;
                     continue;
                 }
             }
             if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&response.status()) {
                 let words = transport.words(response).await;
-                return Err(self.session.refused(grant.user, words));
+                return Err(session.refused(grant.user, words));
             }
             return Ok(response);
         }
@@ -376,6 +395,10 @@ fn media_type(headers: &HeaderMap) -> Option<String> {
 fn claimed_digest(headers: &HeaderMap) -> Option<Digest> {
     let value = headers.get("docker-content-digest")?.to_str().ok()?;
     value.parse().ok()
+}
+
+fn is_unauthorized(response: &Response) -> bool {
+    response.status() == StatusCode::UNAUTHORIZED
 }
 
 /// Tells whether a Content-Range is of bytes from `offset` on, within a blob of `size` bytes.

@@ -137,11 +137,11 @@ impl Registry {
     ) -> Result<Response, SourceError> {
         let transport = &self.transport;
         let build = || prepare(transport.client.put(url.clone()));
-        let endpoint = self.session.endpoint(transport).await?;
-        if url.origin() == endpoint.base.origin() {
-            self.authorized(Access::Push, build).await
-        } else {
-            transport.send(build()).await
+        match self.session.endpoint() {
+            Some(endpoint) if url.origin() == endpoint.base.origin() => {
+                self.authorized(Access::Push, endpoint, None, build).await
+            }
+            _ => transport.send(build()).await,
         }
     }
 

@@ -260,10 +260,11 @@ impl Transport {
         if find::<hyper::Error>(&error).is_some_and(hyper::Error::is_parse) {
             return self.protocol(Violation::Http(root()));
         }
-        if error.is_connect() && find::<io::Error>(&error).is_some_and(is_handshake) {
+        if let Some(fault) = find::<io::Error>(&error).and_then(handshake) {
             return SourceError::Tls {
                 registry,
                 reason: root(),
+                is_spoken: !matches!(fault, rustls::Error::InvalidMessage(_)),
             };
         }
         self.not_available(if error.is_timeout() {
@@ -284,11 +285,14 @@ fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a 
     chain(error).find_map(|cause| cause.downcast_ref())
 }
 
-/// Tells whether an io error of connecting is the TLS library's, which travels as invalid data,
-/// wrapped into other io errors that do not name it as their source.
-fn is_handshake(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
-    error.kind() == io::ErrorKind::InvalidData || inner.is_some_and(is_handshake)
+/// The TLS library's error in an io error, where it travels wrapped into others that do not name
+/// it as their source.
+fn handshake(error: &io::Error) -> Option<&rustls::Error> {
+    let inner = error.get_ref()?;
+    match inner.downcast_ref() {
+        Some(inner) => handshake(inner),
+        None => inner.downcast_ref(),
+    }
 }
 
 /// Does `attempt` until it succeeds, fails for good, or has been tried often enough.
