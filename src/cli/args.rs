@@ -62,6 +62,16 @@ pub(super) struct Global {
     /// File with credentials for registries, as podman and docker write it
     #[arg(long, global = true, value_name = "FILE", env = "REGISTRY_AUTH_FILE")]
     pub authfile: Option<PathBuf>,
+    /// Directory with a directory for each registry, which has the registry's mirrors and
+    /// certificates in a hosts.toml as containerd's have [default: the first of
+    /// $XDG_CONFIG_HOME/ironboot/certs.d, /etc/ironboot/certs.d and /etc/containerd/certs.d that has
+    /// one for the registry]
+    #[arg(long, global = true, value_name = "DIR", env = "IRONBOOT_HOSTS_DIR")]
+    pub hosts_dir: Option<PathBuf>,
+    /// Directory with certificates for the registry, as podman takes it: *.crt of who may vouch for
+    /// it, *.cert and *.key of who we are
+    #[arg(long, global = true, value_name = "DIR")]
+    pub cert_dir: Option<PathBuf>,
     /// Check certificates and refuse plain HTTP; loopback may always be plain
     #[arg(
         long,

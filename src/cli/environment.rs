@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cli::args::Global;
-use crate::source::{Credentials, SourceError, SourceOptions, TlsPolicy};
+use crate::source::{Credentials, MirrorFailure, Mirrors, SourceError, SourceOptions, TlsPolicy};
 
 /// The store's directory, absolute.
 pub(super) fn store(global: &Global) -> io::Result<PathBuf> {
@@ -17,8 +17,11 @@ pub(super) fn store(global: &Global) -> io::Result<PathBuf> {
     }
 }
 
-/// How sources are reached.
-pub(super) fn sources(global: &Global) -> Result<SourceOptions, SourceError> {
+/// How sources are reached; `hear` hears of mirrors that fail.
+pub(super) fn sources(
+    global: &Global,
+    hear: impl Fn(&MirrorFailure) + Send + Sync + 'static,
+) -> Result<SourceOptions, SourceError> {
     Ok(SourceOptions {
         tls: if global.tls_verify {
             TlsPolicy::Verify
@@ -26,7 +29,22 @@ pub(super) fn sources(global: &Global) -> Result<SourceOptions, SourceError> {
             TlsPolicy::Insecure
         },
         credentials: Credentials::load(&credential_files(global))?,
+        hosts_directories: match &global.hosts_dir {
+            Some(directory) => vec![directory.clone()],
+            None => hosts_directories(),
+        },
+        certificates: global.cert_dir.clone(),
+        mirrors: Mirrors::heard_by(hear),
     })
+}
+
+/// Where containerd's and docker's files about registries are, the strongest directory first.
+fn hosts_directories() -> Vec<PathBuf> {
+    let own = home_directory("XDG_CONFIG_HOME", ".config").ok();
+    own.into_iter()
+        .map(|directory| directory.join("ironboot/certs.d"))
+        .chain(["/etc/ironboot/certs.d", "/etc/containerd/certs.d"].map(PathBuf::from))
+        .collect()
 }
 
 /// Files with credentials, the strongest first: podman's, then docker's.

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::oci::{Digest, Printable};
 use crate::ops::Progress;
+use crate::source::MirrorFailure;
 
 /// How often a plain line is written while something takes long.
 const PLAIN_INTERVAL: Duration = Duration::from_secs(5);
@@ -310,6 +311,13 @@ impl Drawing {
             object["role"] = json!(blob.label);
             object["total"] = json!(state.total.as_ref().map(Tally::json));
             self.object(object);
+        }
+    }
+
+    /// Shows why somebody else is asked than the operator wished for.
+    pub(super) fn mirror_failed(&self, failure: &MirrorFailure) {
+        if self.amount == Amount::Verbose {
+            self.line(&format!("passing over {failure}"));
         }
     }
 

@@ -151,6 +151,7 @@ fn causes(error: &OpsError) -> Vec<String> {
         causes.push(cause.to_string());
         source = cause.source();
     }
+    causes.extend(error.mirrors().iter().map(ToString::to_string));
     causes
 }
 
@@ -217,7 +218,9 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
         ),
         OpsError::Fetch { source, .. } => match &**source {
             // Of a blob, more than its descriptor says.
-            OpsError::Source(SourceError::TooLarge { .. }) => (Kind::Integrity, None),
+            OpsError::Source(error) if matches!(error.itself(), SourceError::TooLarge { .. }) => {
+                (Kind::Integrity, None)
+            }
             other => classify(other),
         },
         OpsError::Output(_) => (Kind::Host, None),
@@ -405,7 +408,7 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
 
 fn source(error: &SourceError) -> (Kind, Option<String>) {
     use SourceError as Error;
-    match error {
+    match error.itself() {
         Error::ImageNotFound { .. } => (Kind::NotFound, hint("check the name and the tag")),
         Error::BlobNotFound { .. } => (Kind::NotFound, None),
         Error::LayoutEntryNotFound { .. } => (Kind::NotFound, None),
@@ -430,8 +433,18 @@ fn source(error: &SourceError) -> (Kind, Option<String>) {
         ),
         Error::Tls { .. } => (
             Kind::Unavailable,
-            hint("pass --tls-verify=false if you trust the network to it"),
+            hint(
+                "pass --cert-dir for the certificate of who signed its own, or --tls-verify=false \
+                 if you trust the network to it",
+            ),
         ),
+        Error::HostsFile { .. } | Error::NobodyToAsk { .. } => (
+            Kind::Usage,
+            hint("mend the file, or pass --hosts-dir for another directory"),
+        ),
+        Error::Certificates { .. } => (Kind::Usage, None),
+        Error::Mirror { source: error, .. } => source(error),
+        Error::AfterMirrors(after) => source(&after.error),
         Error::RegistryRefused { .. }
         | Error::RedirectRefused { .. }
         | Error::Protocol { .. }

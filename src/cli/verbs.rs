@@ -1,6 +1,7 @@
 //! One function a verb: from what was typed to a use case, and from its result to output.
 
 use std::io;
+use std::sync::Arc;
 
 use futures_util::stream::{self, StreamExt};
 use serde_json::json;
@@ -43,18 +44,25 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
         ProgressWord::Plain => Form::Plain,
         ProgressWord::Json => Form::Json,
     };
-    let drawing = Drawing::new(amount, form);
+    let drawing = Arc::new(Drawing::new(amount, form));
     let report = |event| drawing.show(event);
     let root = environment::store(&global)
         .map_err(|error| Report::usage(format!("pass --store DIR: {error}")))?;
     if let Some(file) = global.authfile.as_ref().filter(|file| !file.exists()) {
         return Err(Report::usage(format!("no such file: {}", file.display())));
     }
+    let directories = [&global.hosts_dir, &global.cert_dir];
+    let mut directories = directories.into_iter().flatten();
+    if let Some(none) = directories.find(|directory| !directory.is_dir()) {
+        let none = none.display();
+        return Err(Report::usage(format!("no such directory: {none}")));
+    }
+    let hearing = Arc::clone(&drawing);
     let store = Store::at(root);
     let context = Context {
         instances: Instances::at(store.instances()),
         store,
-        sources: environment::sources(&global)?,
+        sources: environment::sources(&global, move |failure| hearing.mirror_failed(failure))?,
         host: Host::probe(),
         firmware_directories: environment::firmware_directories(),
         now: environment::now(),

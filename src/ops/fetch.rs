@@ -9,7 +9,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::oci::{Descriptor, Digest, Reference};
 use crate::ops::{Context, OpsError, Progress, blocking};
-use crate::source::{BlobStream, Source, SourceError};
+use crate::source::{BlobStream, Source, SourceError, Unavailability};
 use crate::store::{Claim, Ingest, Lease, StoreError};
 
 /// Blobs that are fetched at the same time; each has some 6 MiB of memory.
@@ -83,15 +83,17 @@ async fn fetch_one(
     let digest = item.descriptor.digest;
     // Before the blob is claimed: whoever has one is not kept waiting for a turn.
     let _turn = AT_ONCE.acquire().await.expect("it is never closed");
-    // A partial that an earlier fetch left may be wrong: then, once, everything is fetched anew.
-    for is_last in [false, true] {
+    // A partial that an earlier fetch left may be wrong, and so may be what a mirror sent: then
+    // everything is fetched anew, once, and once for each mirror.
+    let mut is_anew = false;
+    loop {
         if *stopped.borrow() {
             return Ok(None);
         }
         let Some(mut ingest) = claim(context, lease, &item).await? else {
             return Ok(None);
         };
-        if is_last {
+        if is_anew {
             ingest = blocking(move || ingest.restart().map(|()| ingest)).await?;
         }
         let resumed = ingest.is_resumed();
@@ -109,7 +111,14 @@ async fn fetch_one(
                 (context.report)(Progress::BlobDone { blob: digest });
                 return Ok(Some(digest));
             }
-            Err(OpsError::Store(StoreError::Content { .. })) if resumed => {
+            Err(OpsError::Store(StoreError::Content { .. })) if source.distrust(&digest) => {
+                let reason = "what a mirror sent was wrong".to_owned();
+                (context.report)(Progress::BlobRetry {
+                    blob: digest,
+                    reason,
+                });
+            }
+            Err(OpsError::Store(StoreError::Content { .. })) if resumed && !is_anew => {
                 let reason = "what an earlier fetch left was wrong".to_owned();
                 (context.report)(Progress::BlobRetry {
                     blob: digest,
@@ -118,8 +127,8 @@ async fn fetch_one(
             }
             Err(error) => return Err(error),
         }
+        is_anew = true;
     }
-    unreachable!("the second round starts with nothing, so its result is final")
 }
 
 /// Claims a blob; tells if somebody else has it for long.
@@ -206,10 +215,16 @@ async fn receive(
                 actual_bytes: ingest.offset(),
             }),
         };
-        breaks = if ingest.offset() > before {
-            0
-        } else {
-            breaks + 1
+        breaks = match &error {
+            // It is not asked again, so there are only so many of these.
+            OpsError::Source(SourceError::Mirror { .. }) => breaks,
+            // Whoever sends drops makes progress for ever.
+            OpsError::Source(SourceError::Unavailable {
+                cause: Unavailability::Slow { .. },
+                ..
+            }) => breaks + 1,
+            _ if ingest.offset() > before => 0,
+            _ => breaks + 1,
         };
         if breaks >= MAX_BREAKS {
             blocking(move || ingest.abandon()).await?;

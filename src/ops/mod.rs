@@ -33,7 +33,7 @@ use crate::image::config::ConfigError;
 use crate::image::{ImageError, SelectError};
 use crate::instance::{InstanceError, Instances};
 use crate::oci::{Digest, DocumentError};
-use crate::source::{SourceError, SourceOptions};
+use crate::source::{MirrorFailure, SourceError, SourceOptions};
 use crate::stage::StageError;
 use crate::store::{Store, StoreError};
 
@@ -239,6 +239,16 @@ impl OpsError {
             Self::Hypervisor(HypervisorError::Connect { .. })
             | Self::Instance(InstanceError::Busy { .. }) => true,
             _ => false,
+        }
+    }
+
+    /// The mirrors that failed before the registry did.
+    #[must_use]
+    pub fn mirrors(&self) -> &[MirrorFailure] {
+        match self {
+            Self::Source(error) => error.mirrors(),
+            Self::Fetch { source, .. } => source.mirrors(),
+            _ => &[],
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::oci::{
 use crate::ops::planner::Planner;
 use crate::ops::tree::{self, Found, MAX_TOTAL_BYTES, Node, is_entrys_fault, stored};
 use crate::ops::{Context, OpsError, Progress};
-use crate::source::{self, RawDocument, Source, Wanted as Which};
+use crate::source::{self, RawDocument, Source, SourceError, Wanted as Which};
 use crate::store::{Store, StoreError};
 
 /// Largest command line layer that is read, in bytes; what is longer no kernel takes.
@@ -349,6 +349,17 @@ async fn fetch_small(
     if let Some(content) = stored(&context.store, blob, limit_bytes)? {
         return Ok(content);
     }
+    loop {
+        match receive_small(source, blob).await {
+            // Somebody else is asked for it then.
+            Err(OpsError::Source(SourceError::Mirror { .. })) => {}
+            Err(OpsError::Store(StoreError::Content { .. })) if source.distrust(&blob.digest) => {}
+            result => return result,
+        }
+    }
+}
+
+async fn receive_small(source: &dyn Source, blob: &Descriptor) -> Result<Vec<u8>, OpsError> {
     let mut stream = source.blob(blob, 0).await?.bytes;
     let mut content = Vec::new();
     while let Some(bytes) = stream.next().await {

@@ -215,7 +215,7 @@ pub(super) fn is_entrys_fault(error: &OpsError) -> bool {
         OpsError::Source(error) => {
             error.is_not_found()
                 || matches!(
-                    error,
+                    error.itself(),
                     SourceError::DigestMismatch { .. }
                         | SourceError::SizeMismatch { .. }
                         | SourceError::TooLarge { .. }

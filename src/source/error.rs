@@ -1,5 +1,7 @@
 //! What can go wrong between us and the place that has an image.
 
+use std::error::Error;
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -203,6 +205,44 @@ pub enum SourceError {
         #[source]
         problem: HelperProblem,
     },
+    /// A file that says how a registry is reached cannot be used.
+    #[error("cannot understand {}", path.display())]
+    HostsFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        problem: HostsProblem,
+    },
+    /// A file of certificates cannot be used.
+    #[error("the certificates in {} cannot be used", path.display())]
+    Certificates {
+        /// The file, or the directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        problem: CertificateProblem,
+    },
+    /// No place of a registry may be asked, by what the operator's file says of them.
+    #[error("none of the hosts of {registry} has the capability {needed}")]
+    NobodyToAsk {
+        /// Host and port of the registry.
+        registry: String,
+        /// The capability.
+        needed: &'static str,
+    },
+    /// A mirror failed while it sent a blob. Somebody else is asked next.
+    #[error("mirror {mirror} fails")]
+    Mirror {
+        /// Host and port of the mirror.
+        mirror: String,
+        /// How.
+        #[source]
+        source: Box<SourceError>,
+    },
+    /// The registry failed, and its mirrors did before.
+    #[error(transparent)]
+    AfterMirrors(Box<AfterMirrors>),
     /// The HTTP client cannot be set up, for instance without any certificate authority.
     #[error("cannot set up the HTTP client for {registry}")]
     Client {
@@ -229,18 +269,96 @@ impl SourceError {
     /// Tells whether the same request may succeed later; a broken blob stream can be resumed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        matches!(self, Self::Unavailable { .. })
+        matches!(
+            self.itself(),
+            Self::Unavailable { .. } | Self::Mirror { .. }
+        )
+    }
+
+    /// The error without the mirrors that failed before.
+    #[must_use]
+    pub fn itself(&self) -> &Self {
+        match self {
+            Self::AfterMirrors(after) => &after.error,
+            error => error,
+        }
+    }
+
+    /// The mirrors that failed before.
+    #[must_use]
+    pub fn mirrors(&self) -> &[MirrorFailure] {
+        match self {
+            Self::AfterMirrors(after) => &after.mirrors,
+            _ => &[],
+        }
+    }
+
+    /// The error and its causes, in one line.
+    pub(super) fn with_causes(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = Error::source(self);
+        while let Some(error) = cause {
+            text += &format!(": {error}");
+            cause = error.source();
+        }
+        text
     }
 
     /// Tells whether what was asked for is just not there.
     #[must_use]
     pub fn is_not_found(&self) -> bool {
         matches!(
-            self,
+            self.itself(),
             Self::ImageNotFound { .. }
                 | Self::BlobNotFound { .. }
                 | Self::LayoutEntryNotFound { .. }
         )
+    }
+}
+
+/// What a registry failed with after its mirrors did; shown as the registry's own error.
+#[derive(Debug)]
+pub struct AfterMirrors {
+    /// Of the registry itself.
+    pub error: SourceError,
+    /// Those before, in their order.
+    pub mirrors: Vec<MirrorFailure>,
+}
+
+impl AfterMirrors {
+    /// Adds the mirrors that failed before, if there are any.
+    pub(super) fn wrap(error: SourceError, mirrors: Vec<MirrorFailure>) -> SourceError {
+        if mirrors.is_empty() {
+            return error;
+        }
+        SourceError::AfterMirrors(Box::new(Self { error, mirrors }))
+    }
+}
+
+impl fmt::Display for AfterMirrors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl Error for AfterMirrors {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.error.source()
+    }
+}
+
+/// A mirror that was passed over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MirrorFailure {
+    /// Host and port.
+    pub mirror: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl fmt::Display for MirrorFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mirror {}: {}", self.mirror, self.reason)
     }
 }
 
@@ -342,6 +460,50 @@ pub enum Violation {
     /// It stored something else than what was pushed.
     #[error("it stored the document under another digest: {0}")]
     OtherDigest(String),
+}
+
+/// What is wrong with a `hosts.toml`.
+#[derive(Debug, Error)]
+pub enum HostsProblem {
+    /// It cannot be read.
+    #[error("it cannot be read")]
+    Read(#[source] io::Error),
+    /// It is not TOML.
+    #[error("line {line}: {message}")]
+    Syntax {
+        /// Line, from 1.
+        line: usize,
+        /// What the parser says.
+        message: String,
+    },
+    /// A key has a value that it cannot have.
+    #[error("`{key}` is not {expected}")]
+    Key {
+        /// Where it stands.
+        key: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+}
+
+/// What is wrong with a file of certificates.
+#[derive(Debug, Error)]
+pub enum CertificateProblem {
+    /// It cannot be read.
+    #[error("it cannot be read")]
+    Read(#[source] io::Error),
+    /// There is no such file, and another one needs it.
+    #[error("it is not there")]
+    Missing,
+    /// It has no certificate that could vouch for another.
+    #[error("there is no certificate of an authority in it")]
+    NoAuthority,
+    /// It has no certificate of ours, or not its key.
+    #[error("there is no certificate with its key in it")]
+    NoClient,
+    /// There is one already.
+    #[error("it is the second certificate of ours for one host")]
+    SecondClient,
 }
 
 /// What is wrong with a file of credentials.

@@ -10,6 +10,7 @@ pub mod layout;
 pub mod registry;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::pin::Pin;
 
 use async_trait::async_trait;
@@ -19,8 +20,10 @@ use crate::oci::{Descriptor, Digest, Reference};
 
 pub use credentials::Credentials;
 pub use error::{
-    AddressRefusal, CredentialsProblem, HelperProblem, SourceError, Unavailability, Violation,
+    AddressRefusal, AfterMirrors, CertificateProblem, CredentialsProblem, HelperProblem,
+    HostsProblem, MirrorFailure, SourceError, Unavailability, Violation,
 };
+pub use registry::Mirrors;
 
 /// How sources are reached.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +33,13 @@ pub struct SourceOptions {
     pub tls: TlsPolicy,
     /// Who we are to each registry.
     pub credentials: Credentials,
+    /// Directories that have a directory about each registry, as containerd and docker make them;
+    /// the first that has one for a registry decides.
+    pub hosts_directories: Vec<PathBuf>,
+    /// A directory of certificates for the registry itself, as podman makes them.
+    pub certificates: Option<PathBuf>,
+    /// What is known of mirrors.
+    pub mirrors: Mirrors,
 }
 
 /// Whether a registry must prove who it is.
@@ -95,6 +105,12 @@ pub trait Source: fmt::Debug + Send + Sync {
     /// The stream yields an error if the sender has more bytes than the descriptor says; fewer
     /// bytes just end it.
     async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream<'_>, SourceError>;
+
+    /// Says that what came of a blob is not what its digest says. Tells whether it is worth asking
+    /// for it anew: whoever can have sent it is not asked again, and there is somebody else.
+    fn distrust(&self, _digest: &Digest) -> bool {
+        false
+    }
 }
 
 /// Opens the source of `reference`; connects to nothing yet.

@@ -144,7 +144,7 @@ fn a_certificate_that_nobody_signed_is_taken_only_where_it_is_not_to_be_verified
     check(
         &sandbox.run(pull).text(),
         r#"
-        {"error":{"causes":[],"hint":"pass --tls-verify=false if you trust the network to it","kind":"unavailable","message":"$REGISTRY cannot be trusted: invalid peer certificate: UnknownIssuer","retryable":false},"schema_version":1}
+        {"error":{"causes":[],"hint":"pass --cert-dir for the certificate of who signed its own, or --tls-verify=false if you trust the network to it","kind":"unavailable","message":"$REGISTRY cannot be trusted: invalid peer certificate: UnknownIssuer","retryable":false},"schema_version":1}
         [exit status: 125]
         "#,
     );

@@ -19,6 +19,7 @@
 //! | `contents`    | layers that are not what they say                                        |
 //! | `ukis`        | unified kernel images, and methods that are passed over                  |
 //! | `registries`  | registries that lack, refuse, lie or break                               |
+//! | `mirrors`     | what an operator says of registries: mirrors, certificates               |
 //! | `space`       | what takes space, gives it back, or does not fit                        |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
 //! | `doctor`      | what the host has, and what it lacks                                    |
@@ -56,6 +57,7 @@ mod selections;
 mod contents;
 mod ukis;
 mod registries;
+mod mirrors;
 mod credentials;
 mod images;
 mod space;

@@ -7,7 +7,9 @@
 //! | `blobs`          | streams: sizes, parts, breaks                                    |
 //! | `ranges`         | parts of one blob over several connections                       |
 //! | `connections`    | retries, redirects, timeouts, what is said about errors          |
+//! | `mirrors`        | other places that a registry's images are to be had at               |
 //! | `authentication` | challenges, realms, tokens, and where secrets go                 |
+//! | `certificates`   | how a registry proves who it is, and we do                       |
 //! | `real`           | Debian's `docker-registry`: push, then read back                 |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
@@ -22,7 +24,9 @@ mod documents;
 mod blobs;
 mod ranges;
 mod connections;
+mod mirrors;
 mod authentication;
+mod certificates;
 mod real;
 
 use std::path::PathBuf;
@@ -76,6 +80,7 @@ fn login(registry: &str, user: &str, password: &str) -> SourceOptions {
     SourceOptions {
         tls: TlsPolicy::Verify,
         credentials: Credentials::load(&[file]).unwrap(),
+        ..SourceOptions::default()
     }
 }
 

@@ -53,7 +53,7 @@ fn index(entry: &Descriptor) -> Vec<u8> {
 }
 
 /// Pushes an image of one manifest as tag 1 and reads all of it back.
-async fn round_trip(registry: &Registry) -> Result<(), SourceError> {
+pub(crate) async fn round_trip(registry: &Registry) -> Result<(), SourceError> {
     let config = push_blob(registry, b"{}").await?;
     let layer = push_blob(registry, &content()).await?;
     let manifest = manifest(OCI_MANIFEST, &config, &layer);

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -25,6 +26,10 @@ pub(crate) enum Access {
     Password,
     /// Anybody, by TLS, with a certificate that nobody has signed.
     SelfSigned,
+    /// Anybody, by TLS, with a certificate that `authority.crt` has signed.
+    Signed,
+    /// By the same TLS, whoever has a certificate that `authority.crt` has signed.
+    Client,
 }
 
 /// A running registry; stopped and removed when dropped.
@@ -32,7 +37,7 @@ pub(crate) enum Access {
 pub(crate) struct DockerRegistry {
     address: String,
     process: Child,
-    _directory: TempDir,
+    directory: TempDir,
 }
 
 impl DockerRegistry {
@@ -59,10 +64,28 @@ impl DockerRegistry {
                 )
             }
             Access::SelfSigned => {
-                make_certificate(&directory);
-                format!(
-                    "http: {{addr: '{address}', \
-                     tls: {{certificate: '{root}/certificate.pem', key: '{root}/key.pem'}}}}\n"
+                make_certificate(&directory, "server", &["-subj", "/CN=127.0.0.1"]);
+                tls(&address, &directory, "")
+            }
+            Access::Signed | Access::Client => {
+                let is_authority = ["-addext", "basicConstraints=critical,CA:TRUE"];
+                make_certificate(
+                    &directory,
+                    "authority",
+                    &[&["-subj", "/CN=authority"], &is_authority[..]].concat(),
+                );
+                let signed = ["-CA", "authority.crt", "-CAkey", "authority.key"];
+                for (name, subject) in [("server", "/CN=127.0.0.1"), ("client", "/CN=client")] {
+                    let options = [&["-subj", subject], &signed[..]].concat();
+                    make_certificate(&directory, name, &options);
+                }
+                tls(
+                    &address,
+                    &directory,
+                    match access {
+                        Access::Client => ", clientcas: ['authority.crt']",
+                        _ => "",
+                    },
                 )
             }
         };
@@ -70,6 +93,7 @@ impl DockerRegistry {
         let process = Command::new("docker-registry")
             .arg("serve")
             .arg(&config)
+            .current_dir(directory.path())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -79,7 +103,7 @@ impl DockerRegistry {
         let mut registry = Self {
             address,
             process,
-            _directory: directory,
+            directory,
         };
         registry.wait();
         registry
@@ -88,6 +112,11 @@ impl DockerRegistry {
     /// Host and port.
     pub(crate) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// A file that belongs to it: `authority.crt`, `client.crt`, `client.key`.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
     }
 
     fn wait(&mut self) {
@@ -116,17 +145,36 @@ fn free_address() -> String {
     listener.local_addr().unwrap().to_string()
 }
 
-fn make_certificate(directory: &TempDir) {
-    let status = Command::new("openssl")
+fn tls(address: &str, directory: &TempDir, more: &str) -> String {
+    let root = directory.path().display();
+    format!(
+        "http: {{addr: '{address}', \
+         tls: {{certificate: '{root}/server.crt', key: '{root}/server.key'{more}}}}}\n"
+    )
+}
+
+/// Makes `NAME.crt` and `NAME.key` for 127.0.0.1; signed by itself unless `options` say otherwise.
+fn make_certificate(directory: &TempDir, name: &str, options: &[&str]) {
+    let mut command = Command::new("openssl");
+    command
         .args(["req", "-x509", "-newkey", "ec", "-nodes", "-days", "1"])
         .args(["-pkeyopt", "ec_paramgen_curve:prime256v1"])
-        .args(["-subj", "/CN=127.0.0.1"])
         .args(["-addext", "subjectAltName=IP:127.0.0.1"])
-        .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-        .args(["-keyout", "key.pem", "-out", "certificate.pem"])
+        .args(options);
+    if name != "authority" {
+        command.args(["-addext", "basicConstraints=critical,CA:FALSE"]);
+    }
+    let output = command
+        .arg("-keyout")
+        .arg(format!("{name}.key"))
+        .arg("-out")
+        .arg(format!("{name}.crt"))
         .current_dir(directory.path())
-        .stderr(Stdio::null())
-        .status()
+        .output()
         .unwrap_or_else(|error| panic!("these tests need `openssl`: {error}"));
-    assert!(status.success(), "openssl made no certificate");
+    let words = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success(),
+        "openssl made no certificate: {words}"
+    );
 }

@@ -31,11 +31,7 @@ pub(super) fn registry(
     if address(&by_tls).is_some_and(is_link_local) {
         return Err(AddressRefusal::LinkLocal);
     }
-    let policy = AddressPolicy {
-        host: by_tls.host_str().unwrap_or_default().to_owned(),
-        registry_is_loopback: is_loopback(&by_tls),
-        tls,
-    };
+    let policy = AddressPolicy::of(&by_tls, tls);
     let bases = if policy.registry_is_loopback {
         vec![parse("http")?, by_tls]
     } else if tls == TlsPolicy::Insecure {
@@ -47,6 +43,17 @@ pub(super) fn registry(
     Ok((bases, policy))
 }
 
+/// The rules for where a host that the operator has spelled out, scheme and all, may send us.
+pub(super) fn spelled(base: &Url, tls: TlsPolicy) -> Result<AddressPolicy, AddressRefusal> {
+    if address(base).is_some_and(is_link_local) {
+        return Err(AddressRefusal::LinkLocal);
+    }
+    Ok(AddressPolicy {
+        is_plain: base.scheme() == "http",
+        ..AddressPolicy::of(base, tls)
+    })
+}
+
 /// The rules for the addresses that a registry may send us to.
 #[derive(Debug, Clone)]
 pub(super) struct AddressPolicy {
@@ -54,6 +61,8 @@ pub(super) struct AddressPolicy {
     host: String,
     /// Whether that is this machine.
     pub(super) registry_is_loopback: bool,
+    /// Whether the operator wants plain HTTP spoken with that host.
+    is_plain: bool,
     /// Whether plain HTTP to other machines was allowed.
     pub(super) tls: TlsPolicy,
 }
@@ -68,6 +77,15 @@ pub(super) struct Refused {
 }
 
 impl AddressPolicy {
+    fn of(registry: &Url, tls: TlsPolicy) -> Self {
+        Self {
+            host: registry.host_str().unwrap_or_default().to_owned(),
+            registry_is_loopback: is_loopback(registry),
+            is_plain: false,
+            tls,
+        }
+    }
+
     /// Decides whether to go to `target` when `from` says so.
     pub(super) fn check(&self, from: &Url, target: &Url) -> Result<(), AddressRefusal> {
         if !["https", "http"].contains(&target.scheme()) {
@@ -83,7 +101,8 @@ impl AddressPolicy {
             if from.scheme() == "https" {
                 return Err(AddressRefusal::Downgrade);
             }
-            if !is_loopback(target) && self.tls == TlsPolicy::Verify {
+            let is_itself = self.is_plain && target.host_str() == Some(&self.host);
+            if !is_loopback(target) && !is_itself && self.tls == TlsPolicy::Verify {
                 return Err(AddressRefusal::PlainHttp);
             }
         }
@@ -279,6 +298,26 @@ mod tests {
         ] {
             assert_eq!(check(from, tls, target), expected, "{target}");
         }
+    }
+
+    #[test]
+    fn a_host_that_is_spelled_as_plain_may_send_us_around_itself_only() {
+        let base: Url = "http://mirror.example:5000/v2/".parse().unwrap();
+        let policy = spelled(&base, TlsPolicy::Verify).unwrap();
+        for (target, expected) in [
+            ("http://mirror.example:5000/token", Ok(())),
+            ("http://mirror.example/blob", Ok(())),
+            ("https://storage.example/blob", Ok(())),
+            ("http://storage.example/", Err(AddressRefusal::PlainHttp)),
+            ("http://127.0.0.1/", Err(AddressRefusal::Loopback)),
+            ("http://169.254.169.254/", Err(AddressRefusal::LinkLocal)),
+        ] {
+            let verdict = policy.check(&base, &target.parse().unwrap());
+            assert_eq!(verdict, expected, "{target}");
+        }
+        let metadata = "http://169.254.169.254/v2/".parse().unwrap();
+        let refused = spelled(&metadata, TlsPolicy::Insecure).unwrap_err();
+        assert_eq!(refused, AddressRefusal::LinkLocal);
     }
 
     #[test]

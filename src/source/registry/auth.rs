@@ -31,7 +31,7 @@ pub(super) enum Access {
 /// What is known of the registry and of ourselves; asked for once, by whoever comes first.
 #[derive(Debug)]
 pub(super) struct Session {
-    /// Host and port as typed.
+    /// Host and port, as typed or spelled; credentials are looked up by it.
     registry: String,
     /// Addresses of the registry, in the order in which they are tried.
     bases: Vec<Url>,
@@ -88,6 +88,11 @@ impl Session {
             pull: Mutex::new(None),
             push: Mutex::new(None),
         }
+    }
+
+    /// The addresses of the registry.
+    pub(super) fn bases(&self) -> &[Url] {
+        &self.bases
     }
 
     /// Where the registry is, once a request has found that out.
@@ -310,7 +315,7 @@ impl Session {
         login: Option<Login>,
     ) -> Result<HeaderValue, SourceError> {
         let what = format!("token from {}", address::shown(&url));
-        let mut request = transport.client.get(url);
+        let mut request = transport.client()?.get(url);
         if let Some(login) = &login {
             request = request.header(header::AUTHORIZATION, login.basic());
         }

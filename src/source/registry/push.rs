@@ -14,7 +14,9 @@ use reqwest::{Body, Method, RequestBuilder, Response, StatusCode, Url};
 
 use crate::oci::{Descriptor, Digest, Printable};
 use crate::source::registry::auth::Access;
-use crate::source::registry::transport::retrying;
+use crate::source::registry::host::Host;
+use crate::source::registry::hosts_file::Capability;
+use crate::source::registry::transport::{TRIES, retrying};
 use crate::source::registry::{Registry, address};
 use crate::source::{SourceError, Violation};
 
@@ -24,15 +26,16 @@ const PIECE_BYTES: u64 = 1 << 20;
 impl Registry {
     /// Tells whether the repository has a blob.
     pub async fn has_blob(&self, digest: &Digest) -> Result<bool, SourceError> {
+        let host = self.host_for_push()?;
         let path = format!("blobs/{digest}");
-        retrying(|| async {
-            let response = self
+        retrying(TRIES, || async {
+            let response = host
                 .request(Access::Push, Method::HEAD, &path, |request| request)
                 .await?;
             match response.status() {
                 StatusCode::OK => Ok(true),
                 StatusCode::NOT_FOUND => Ok(false),
-                _ => Err(self.transport.unexpected(response).await),
+                _ => Err(host.transport.unexpected(response).await),
             }
         })
         .await
@@ -48,14 +51,15 @@ impl Registry {
         content: File,
         progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<(), SourceError> {
-        let started = retrying(|| self.start_upload()).await?;
-        let mut url = self.upload_address(&started)?;
+        let host = self.host_for_push()?;
+        let started = retrying(TRIES, || host.start_upload()).await?;
+        let mut url = host.upload_address(&started)?;
         url.query_pairs_mut()
             .append_pair("digest", &blob.digest.to_string());
         let content = Arc::new(content);
         let progress = Arc::new(progress);
         let size = blob.size;
-        let response = self
+        let response = host
             .upload(url, |request| {
                 let pieces = pieces(Arc::clone(&content), size, Arc::clone(&progress));
                 request
@@ -64,7 +68,7 @@ impl Registry {
                     .body(Body::wrap_stream(pieces))
             })
             .await?;
-        self.created(response, &format!("blob {}", blob.digest))
+        host.created(response, &format!("blob {}", blob.digest))
             .await
             .map(drop)
     }
@@ -76,31 +80,45 @@ impl Registry {
         bytes: &[u8],
         media_type: &str,
     ) -> Result<Digest, SourceError> {
+        let host = self.host_for_push()?;
         let digest = Digest::of(bytes);
         let name = tag.map_or_else(|| digest.to_string(), str::to_owned);
         let path = format!("manifests/{name}");
         let body = Bytes::copy_from_slice(bytes);
-        let headers = retrying(|| async {
-            let response = self
+        let headers = retrying(TRIES, || async {
+            let response = host
                 .request(Access::Push, Method::PUT, &path, |request| {
                     request
                         .header(header::CONTENT_TYPE, media_type)
                         .body(body.clone())
                 })
                 .await?;
-            self.created(response, &format!("manifest {name}")).await
+            host.created(response, &format!("manifest {name}")).await
         })
         .await?;
         let stored = headers.get("docker-content-digest");
         match stored.and_then(|stored| stored.to_str().ok()) {
             Some(stored) if stored != digest.to_string() => {
                 let stored = Printable(stored).to_string();
-                Err(self.transport.protocol(Violation::OtherDigest(stored)))
+                Err(host.transport.protocol(Violation::OtherDigest(stored)))
             }
             _ => Ok(digest),
         }
     }
 
+    /// The first place that takes what is pushed: containerd means the same by its files.
+    fn host_for_push(&self) -> Result<&Host, SourceError> {
+        let mut hosts = self.hosts.iter();
+        let able = hosts.find(|host| host.may(Capability::Push));
+        let able = able.ok_or_else(|| SourceError::NobodyToAsk {
+            registry: self.image.registry().to_owned(),
+            needed: Capability::Push.as_str(),
+        })?;
+        Ok(able)
+    }
+}
+
+impl Host {
     async fn start_upload(&self) -> Result<Response, SourceError> {
         let response = self
             .request(Access::Push, Method::POST, "blobs/uploads/", |request| {
@@ -136,7 +154,8 @@ impl Registry {
         prepare: impl Fn(RequestBuilder) -> RequestBuilder,
     ) -> Result<Response, SourceError> {
         let transport = &self.transport;
-        let build = || prepare(transport.client.put(url.clone()));
+        let client = transport.client()?;
+        let build = || prepare(client.put(url.clone()));
         match self.session.endpoint() {
             Some(endpoint) if url.origin() == endpoint.base.origin() => {
                 self.authorized(Access::Push, endpoint, None, build).await

@@ -17,8 +17,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::oci::Descriptor;
 use crate::source::SourceError;
-use crate::source::registry::Registry;
-use crate::source::registry::transport::{Pace, retrying};
+use crate::source::registry::host::Host;
+use crate::source::registry::transport::Pace;
 
 /// Bytes of a part; a multiple of what is asked for in one round trip of a long way.
 const PART_BYTES: u64 = 4 << 20;
@@ -33,18 +33,18 @@ const WINDOW: Duration = Duration::from_secs(1);
 
 /// The bytes of a blob from `start` on, of which `first` is the whole rest.
 pub(super) fn read<'a>(
-    registry: &'a Registry,
+    host: &'a Host,
     blob: &Descriptor,
     first: Response,
     start: u64,
 ) -> impl Stream<Item = Result<Bytes, SourceError>> + Send + use<'a> {
     let reader = Reader {
-        registry,
+        host,
         blob: blob.clone(),
         offset: start,
         whole: Some(Whole {
             response: first,
-            pace: registry.transport.pace(),
+            pace: host.transport.pace(),
             end: blob.size,
         }),
         parts: FuturesOrdered::new(),
@@ -61,7 +61,7 @@ pub(super) fn read<'a>(
 }
 
 struct Reader<'a> {
-    registry: &'a Registry,
+    host: &'a Host,
     blob: Descriptor,
     /// Where the next piece that is handed out begins.
     offset: u64,
@@ -156,7 +156,7 @@ impl<'a> Reader<'a> {
         let Some(whole) = &mut self.whole else {
             return Ok(None);
         };
-        let transport = &self.registry.transport;
+        let transport = &self.host.transport;
         let chunk = {
             let chunk = transport.chunk(&mut whole.response, &mut whole.pace);
             tokio::pin!(chunk);
@@ -209,16 +209,16 @@ impl<'a> Reader<'a> {
             Some(Err(NoPart::Ignored)) | None => {
                 self.stop_parts();
                 self.plan = Plan::Settled;
-                let (registry, offset) = (self.registry, self.offset);
-                let opened = retrying(|| registry.open_blob(&self.blob, offset, None)).await?;
-                let (response, start) = opened;
+                let (host, offset) = (self.host, self.offset);
+                let opened = host.patiently_open_blob(&self.blob, offset, None);
+                let (response, start) = opened.await?;
                 if start != offset {
                     // Whoever resumes starts at the beginning then.
                     return Ok(None);
                 }
                 self.whole = Some(Whole {
                     response,
-                    pace: registry.transport.pace(),
+                    pace: host.transport.pace(),
                     end: self.blob.size,
                 });
                 Box::pin(self.read_on()).await
@@ -232,8 +232,8 @@ impl<'a> Reader<'a> {
             let start = self.next_part;
             let end = self.blob.size.min(start + PART_BYTES);
             self.next_part = end;
-            let (registry, blob) = (self.registry, self.blob.clone());
-            let part = Box::pin(part(registry, blob, start, end));
+            let (host, blob) = (self.host, self.blob.clone());
+            let part = Box::pin(part(host, blob, start, end));
             self.parts.push_back(part);
         }
     }
@@ -311,27 +311,22 @@ impl<'a> Reader<'a> {
 
     fn too_large(&self) -> SourceError {
         SourceError::TooLarge {
-            what: format!("{} ({})", self.registry.transport.image, self.blob.digest),
+            what: format!("{} ({})", self.host.transport.image, self.blob.digest),
             limit: self.blob.size,
         }
     }
 }
 
 /// Fetches the bytes from `start` to `end`.
-async fn part(
-    registry: &Registry,
-    blob: Descriptor,
-    start: u64,
-    end: u64,
-) -> Result<Bytes, NoPart> {
-    let opened = retrying(|| registry.open_blob(&blob, start, Some(end))).await;
+async fn part(host: &Host, blob: Descriptor, start: u64, end: u64) -> Result<Bytes, NoPart> {
+    let opened = host.patiently_open_blob(&blob, start, Some(end)).await;
     let (response, actual) = opened.map_err(NoPart::Failed)?;
     let length = end - start;
     if actual != start || response.content_length() != Some(length) {
         return Err(NoPart::Ignored);
     }
-    let what = format!("{} ({})", registry.transport.image, blob.digest);
-    let bytes = registry.transport.read(response, length, &what).await;
+    let what = format!("{} ({})", host.transport.image, blob.digest);
+    let bytes = host.transport.read(response, length, &what).await;
     match bytes.map_err(NoPart::Failed)? {
         bytes if bytes.len() as u64 == length => Ok(bytes.into()),
         _ => Err(NoPart::Ignored),

@@ -4,7 +4,7 @@ use std::error::Error;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::iter;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use oci_client::errors::OciEnvelope;
@@ -13,10 +13,11 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 
 use crate::oci::Printable;
 use crate::source::registry::address::{self, AddressPolicy, Refused, Resolver};
+use crate::source::registry::trust::Trust;
 use crate::source::{AddressRefusal, SourceError, TlsPolicy, Unavailability, Violation};
 
-/// Tries of one request.
-const TRIES: u32 = 4;
+/// Tries of one request, where there is nobody else to ask.
+pub(super) const TRIES: u32 = 4;
 /// Wait before the second try; doubled before each further one.
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 /// Longest wait that a registry may ask for.
@@ -44,14 +45,16 @@ impl Default for Timeouts {
     }
 }
 
-/// The way to one registry.
+/// The way to one place.
 #[derive(Debug)]
 pub(super) struct Transport {
-    pub(super) client: Client,
+    /// Made when it is needed: certificates are read for it.
+    client: OnceLock<Client>,
     pub(super) policy: Arc<AddressPolicy>,
+    trust: Trust,
     /// The reference that all this is for; named in errors.
     pub(super) image: String,
-    /// Host and port of the registry, as typed.
+    /// Host and port, as typed or spelled.
     pub(super) registry: String,
     timeouts: Timeouts,
 }
@@ -61,38 +64,57 @@ impl Transport {
         image: String,
         registry: String,
         policy: AddressPolicy,
+        trust: Trust,
         timeouts: Timeouts,
-    ) -> Result<Self, SourceError> {
-        let policy = Arc::new(policy);
+    ) -> Self {
+        Self {
+            client: OnceLock::new(),
+            policy: Arc::new(policy),
+            trust,
+            image,
+            registry,
+            timeouts,
+        }
+    }
+
+    /// The HTTP client.
+    pub(super) fn client(&self) -> Result<&Client, SourceError> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let made = self.make_client().map_err(|source| SourceError::Client {
+            registry: self.registry.clone(),
+            source,
+        })?;
+        Ok(self.client.get_or_init(|| made))
+    }
+
+    fn make_client(&self) -> reqwest::Result<Client> {
+        let (policy, trust) = (&self.policy, &self.trust);
         let mut headers = HeaderMap::new();
         headers.insert(
             header::ACCEPT_ENCODING,
             HeaderValue::from_static("identity"),
         );
+        let is_insecure = policy.tls == TlsPolicy::Insecure || trust.skip_verify;
         let mut builder = Client::builder()
             .user_agent(concat!("ironboot/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
-            .connect_timeout(timeouts.connect)
-            .read_timeout(timeouts.read)
+            .connect_timeout(self.timeouts.connect)
+            .read_timeout(self.timeouts.read)
             .referer(false)
-            .redirect(AddressPolicy::clone(&policy).redirects())
-            .dns_resolver(Resolver(Arc::clone(&policy)))
-            .tls_danger_accept_invalid_certs(policy.tls == TlsPolicy::Insecure);
+            .redirect(AddressPolicy::clone(policy).redirects())
+            .dns_resolver(Resolver(Arc::clone(policy)))
+            .tls_certs_merge(trust.authorities.iter().cloned())
+            .tls_danger_accept_invalid_certs(is_insecure);
+        if let Some(client) = &trust.client {
+            builder = builder.identity(client.clone());
+        }
         if policy.registry_is_loopback {
             // A proxy has another loopback.
             builder = builder.no_proxy();
         }
-        let client = builder.build().map_err(|source| SourceError::Client {
-            registry: registry.clone(),
-            source,
-        })?;
-        Ok(Self {
-            client,
-            policy,
-            image,
-            registry,
-            timeouts,
-        })
+        builder.build()
     }
 
     /// Sends a request once. What a later try may mend is [`SourceError::Unavailable`]; other
@@ -295,8 +317,8 @@ fn handshake(error: &io::Error) -> Option<&rustls::Error> {
     }
 }
 
-/// Does `attempt` until it succeeds, fails for good, or has been tried often enough.
-pub(super) async fn retrying<T, F>(attempt: impl Fn() -> F) -> Result<T, SourceError>
+/// Does `attempt` until it succeeds, fails for good, or has been tried `tries` times.
+pub(super) async fn retrying<T, F>(tries: u32, attempt: impl Fn() -> F) -> Result<T, SourceError>
 where
     F: Future<Output = Result<T, SourceError>>,
 {
@@ -304,7 +326,7 @@ where
     loop {
         tried += 1;
         let error = match attempt().await {
-            Err(error) if tried < TRIES => error,
+            Err(error) if tried < tries => error,
             last => return last,
         };
         match wait(&error, tried) {
