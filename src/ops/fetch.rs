@@ -218,11 +218,11 @@ async fn receive(
         breaks = match &error {
             // It is not asked again, so there are only so many of these.
             OpsError::Source(SourceError::Mirror { .. }) => breaks,
-            // Whoever sends drops makes progress for ever.
+            // Whoever sends drops would make progress for ever.
             OpsError::Source(SourceError::Unavailable {
                 cause: Unavailability::Slow { .. },
                 ..
-            }) => breaks + 1,
+            }) => MAX_BREAKS,
             _ if ingest.offset() > before => 0,
             _ => breaks + 1,
         };

@@ -377,6 +377,12 @@ pub enum Unavailability {
         /// Least bytes a second that are waited for.
         minimum: u64,
     },
+    /// It came too slowly to be worth it, or it had to be asked too often.
+    #[error("it takes longer than {} s over a document", limit.as_secs_f32())]
+    TooLong {
+        /// How long it may take.
+        limit: Duration,
+    },
     /// It says that it cannot serve: too many requests, or an error of its own.
     #[error("it answers with status {status}: {words}")]
     Status {

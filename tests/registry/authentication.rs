@@ -333,3 +333,69 @@ async fn credentials_of_one_registry_are_not_offered_to_another() {
     let request = requests.iter().find(|r| r.path == "/token").unwrap();
     assert_eq!(request.header("authorization"), None);
 }
+
+/// A registry that lets in the bearer of `accepted` and tells others `words`, with 403.
+fn forbidding(accepted: &'static str, words: &'static [u8]) -> Hostile {
+    Hostile::start(move |request, before| {
+        let realm = format!("http://{}/token", request.header("host").unwrap());
+        match (request.path.as_str(), request.header("authorization")) {
+            ("/token", _) => token(&format!("number{before}")),
+            (_, None) => {
+                Reply::status(401).header("WWW-Authenticate", &format!(r#"Bearer realm="{realm}""#))
+            }
+            (_, Some(carried)) if carried == accepted => content(request),
+            _ => Reply::status(403).bytes(words),
+        }
+    })
+}
+
+/// ECR has no other status for it.
+#[tokio::test]
+async fn a_403_of_a_token_that_has_expired_is_answered_with_a_new_one_once() {
+    let expired = br#"{"errors":[{"code":"DENIED","message":"Your authorization token has expired. Reauthenticate and try again."}]}"#;
+    let server = forbidding("Bearer number1", expired);
+    assert!(document(&server, &me(&server)).await.is_ok());
+    assert_eq!(server.count("/token"), 2);
+    // Asked for the head alone, it can not even say so.
+    let server = forbidding("Bearer number1", expired);
+    let source = open(&server.address(), ":1", &me(&server));
+    assert!(source.current().await.is_ok());
+    assert_eq!(server.count("/token"), 2);
+
+    for (words, tokens) in [(&expired[..], 2), (b"not for you", 1)] {
+        let server = forbidding("nobody", words);
+        let error = document(&server, &me(&server)).await.unwrap_err();
+        assert!(matches!(error, SourceError::Unauthorized { .. }), "{error}");
+        assert_eq!(server.count("/token"), tokens);
+    }
+}
+
+/// A pull may last longer than a token.
+#[tokio::test]
+async fn a_token_that_runs_out_between_two_parts_of_a_blob_is_renewed() {
+    let server = Hostile::start(|request, before| {
+        let realm = format!("http://{}/token", request.header("host").unwrap());
+        match (request.path.as_str(), request.header("authorization")) {
+            ("/token", _) => token(&format!("number{before}")),
+            (_, Some("Bearer number0")) if before < 2 => Reply::status(200).cut(&b"blob"[..2], 4),
+            (_, Some("Bearer number1")) => {
+                assert_eq!(request.header("range"), Some("bytes=2-"));
+                Reply::status(206)
+                    .header("Content-Range", "bytes 2-3/4")
+                    .bytes(&b"blob"[2..])
+            }
+            _ => {
+                Reply::status(401).header("WWW-Authenticate", &format!(r#"Bearer realm="{realm}""#))
+            }
+        }
+    });
+    let source = open(&server.address(), ":1", &me(&server));
+    let blob = Descriptor::of("x/y", b"blob");
+    let (_, bytes, result) = read(&source, &blob, 0).await;
+    assert!(result.unwrap_err().is_retryable());
+    assert_eq!(bytes, b"bl");
+    let (offset, bytes, result) = read(&source, &blob, 2).await;
+    result.unwrap();
+    assert_eq!((offset, bytes.as_slice()), (2, &b"ob"[..]));
+    assert_eq!(server.count("/token"), 2);
+}

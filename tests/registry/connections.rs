@@ -52,6 +52,12 @@ async fn a_wait_that_the_registry_asks_for_is_kept_if_it_is_short() {
     assert!(document(&server).await.is_ok());
     assert!(began.elapsed() >= Duration::from_secs(1));
 
+    let far = "Fri, 31 Dec 9999 23:59:59 GMT";
+    let server = serve(move |_, _, _| Reply::status(429).header("Retry-After", far));
+    let error = document(&server).await.unwrap_err();
+    assert!(error.is_retryable(), "{error}");
+    assert_eq!(server.count("/v2/os/manifests/1"), 1);
+
     let server = serve(|_, _, _| Reply::status(429).header("Retry-After", "1000000000"));
     let error = document(&server).await.unwrap_err();
     assert!(matches!(
@@ -192,6 +198,7 @@ async fn a_registry_that_says_nothing_is_given_up() {
     let timeouts = ironboot::source::registry::Timeouts {
         connect: Duration::from_millis(100),
         read: Duration::from_millis(100),
+        ..Default::default()
     };
     let ironboot::oci::Reference::Registry(image) = format!("{address}/os:1").parse().unwrap()
     else {
@@ -216,4 +223,69 @@ async fn a_registry_that_says_nothing_is_given_up() {
         "{}",
         told(&error)
     );
+}
+
+/// The whole of it counts, not only the time between two bytes.
+#[tokio::test]
+async fn a_document_that_comes_in_drops_is_given_up() {
+    let server = serve(|_, _, _| Reply::status(200).dripped(INDEX, Duration::from_millis(100)));
+    let timeouts = ironboot::source::registry::Timeouts {
+        document: Duration::from_millis(500),
+        ..Default::default()
+    };
+    let source = crate::open_with(&server.address(), ":1", &SourceOptions::default(), timeouts);
+    let began = Instant::now();
+    let error = source.document(Wanted::Reference).await.unwrap_err();
+    let expected = format!(
+        "{} is not available: it takes longer than 0.5 s over a document",
+        server.address()
+    );
+    assert_eq!(told(&error), expected);
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert_eq!(server.requests().len(), 1);
+}
+
+#[tokio::test]
+async fn a_blob_that_comes_in_drops_is_given_up() {
+    let blob = ironboot::oci::Descriptor::of("x/y", INDEX);
+    let server = serve(|_, _, _| Reply::status(200).dripped(INDEX, Duration::from_millis(40)));
+    let source = image(&server);
+    let (_, bytes, result) = crate::read(&source, &blob, 0).await;
+    let error = result.unwrap_err();
+    assert!(!bytes.is_empty() && bytes.len() < INDEX.len());
+    assert!(
+        matches!(
+            error,
+            SourceError::Unavailable {
+                cause: Unavailability::Slow { minimum: 1024 },
+                ..
+            }
+        ),
+        "{}",
+        told(&error)
+    );
+}
+
+#[tokio::test]
+async fn a_redirect_keeps_the_range_and_drops_who_we_are() {
+    let content = b"0123456789";
+    let storage = Hostile::start(|_, _| {
+        Reply::status(206)
+            .header("Content-Range", "bytes 4-9/10")
+            .bytes(&content[4..])
+    });
+    let to = format!("http://{}/storage", storage.address());
+    let server = Hostile::start(move |request, _| match request.header("authorization") {
+        None => Reply::status(401).header("WWW-Authenticate", "Basic realm=x"),
+        Some(_) => Reply::status(307).header("Location", &to),
+    });
+    let options = crate::login(&server.address(), "me", "hunter2");
+    let source = open(&server.address(), ":1", &options);
+    let blob = ironboot::oci::Descriptor::of("x/y", content);
+    let (offset, bytes, result) = crate::read(&source, &blob, 4).await;
+    result.unwrap();
+    assert_eq!((offset, bytes.as_slice()), (4, &content[4..]));
+    let request = &storage.requests()[0];
+    assert_eq!(request.header("range"), Some("bytes=4-"));
+    assert_eq!(request.header("authorization"), None);
 }

@@ -54,12 +54,18 @@ fn serve(script: impl Fn(&str, &Request, usize) -> Reply + Send + Sync + 'static
 
 /// Opens `os` with `rest` (`:1`, `@sha256:…`) at `address`.
 fn open(address: &str, rest: &str, options: &SourceOptions) -> Registry {
-    let Reference::Registry(image) = format!("{address}/os{rest}").parse().unwrap() else {
-        panic!("{address} is no registry");
-    };
     let timeouts = Timeouts {
         connect: Duration::from_secs(5),
         read: Duration::from_millis(500),
+        document: Duration::from_secs(10),
+    };
+    open_with(address, rest, options, timeouts)
+}
+
+/// Opens it with another patience.
+fn open_with(address: &str, rest: &str, options: &SourceOptions, timeouts: Timeouts) -> Registry {
+    let Reference::Registry(image) = format!("{address}/os{rest}").parse().unwrap() else {
+        panic!("{address} is no registry");
     };
     Registry::open_with_timeouts(image, options, timeouts).unwrap()
 }

@@ -42,6 +42,8 @@ enum Body {
     Stalled(Vec<u8>, usize),
     /// With its Content-Length, at most so many bytes a second.
     Slow(Vec<u8>, usize),
+    /// A byte at a time, with a pause after each.
+    Dripped(Vec<u8>, Duration),
     /// Chunks without end.
     Endless,
     /// Instead of headers, ten megabytes of them.
@@ -130,6 +132,11 @@ impl Reply {
 
     pub(crate) fn slow(mut self, bytes: &[u8], bytes_per_second: usize) -> Self {
         self.body = Body::Slow(bytes.to_vec(), bytes_per_second);
+        self
+    }
+
+    pub(crate) fn dripped(mut self, bytes: &[u8], pause: Duration) -> Self {
+        self.body = Body::Dripped(bytes.to_vec(), pause);
         self
     }
 
@@ -238,6 +245,16 @@ fn write(connection: &mut TcpStream, request: &Request, reply: Reply) -> std::io
                 connection.write_all(b"\r\n")?;
             }
             return connection.write_all(b"0\r\n\r\n");
+        }
+        Body::Dripped(bytes, pause) => {
+            let length = bytes.len();
+            write!(connection, "{head}Content-Length: {length}\r\n\r\n")?;
+            for byte in bytes {
+                connection.write_all(&[byte])?;
+                // The pause is what is tested.
+                thread::sleep(pause);
+            }
+            return Ok(());
         }
         Body::Endless => {
             write!(connection, "{head}Transfer-Encoding: chunked\r\n\r\n")?;

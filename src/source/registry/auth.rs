@@ -140,8 +140,8 @@ impl Session {
         Ok(slot.insert(grant).clone())
     }
 
-    /// A new grant in the place of `refused`, which was answered with 401 and `headers`; none if
-    /// a new one would be no different.
+    /// A new grant in the place of `refused`, which was answered with `headers`; none if a new one
+    /// would be no different.
     pub(super) async fn renew(
         &self,
         transport: &Transport,
@@ -260,7 +260,10 @@ impl Session {
             .await?;
         let user = login.as_ref().map(|login| login.user.clone());
         let authorization = match (token_service, login) {
-            (Some(url), login) => self.token(transport, url, login).await?,
+            (Some(url), login) => {
+                let token = self.token(transport, url, login);
+                transport.within(token).await?
+            }
             (None, Some(login)) => login.basic(),
             (None, None) => {
                 return Err(self.refused(None, "it wants a user name and a password".to_owned()));

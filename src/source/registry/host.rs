@@ -151,20 +151,22 @@ impl Host {
                     transport.send(build().headers(headers)).await?
                 }
             };
-            if is_unauthorized(&response) && !renewed {
-                renewed = true;
-                let headers = response.headers();
-                let newer = session.renew(transport, endpoint, access, &grant, headers);
+            let status = response.status();
+            if ![StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&status) {
+                return Ok(response);
+            }
+            let headers = response.headers().clone();
+            let words = transport.words(response).await;
+            let is_first = !std::mem::replace(&mut renewed, true);
+            if is_first && (status == StatusCode::UNAUTHORIZED || may_have_expired(&grant, &words))
+            {
+                let newer = session.renew(transport, endpoint, access, &grant, &headers);
                 if let Some(newer) = newer.await? {
                     grant = newer;
                     continue;
                 }
             }
-            if [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN].contains(&response.status()) {
-                let words = transport.words(response).await;
-                return Err(session.refused(grant.user, words));
-            }
-            return Ok(response);
+            return Err(session.refused(grant.user, words));
         }
     }
 
@@ -196,7 +198,8 @@ impl Host {
 
     pub(super) async fn by_tag(&self, tag: &str) -> Result<RawDocument, SourceError> {
         let path = format!("manifests/{tag}");
-        let fetched = retrying(self.tries, || self.fetch(&path, MAX_DOCUMENT_BYTES)).await?;
+        let fetched = retrying(self.tries, || self.fetch(&path, MAX_DOCUMENT_BYTES));
+        let fetched = self.transport.within(fetched).await?;
         let fetched = fetched.ok_or_else(|| self.image_not_found())?;
         Ok(RawDocument {
             digest: Digest::of(&fetched.bytes),
@@ -207,7 +210,8 @@ impl Host {
 
     /// The digest of the document that a tag leads to, if the registry tells it.
     pub(super) async fn ask_tag(&self, tag: &str) -> Result<Option<Digest>, SourceError> {
-        retrying(self.tries, || self.ask_tag_once(tag)).await
+        let asked = retrying(self.tries, || self.ask_tag_once(tag));
+        self.transport.within(asked).await
     }
 
     async fn ask_tag_once(&self, tag: &str) -> Result<Option<Digest>, SourceError> {
@@ -233,7 +237,8 @@ impl Host {
         entry: Option<&Descriptor>,
     ) -> Result<RawDocument, SourceError> {
         let limit = entry.map_or(MAX_DOCUMENT_BYTES, |entry| entry.size);
-        let fetched = retrying(self.tries, || self.fetch_anywhere(digest, limit, entry)).await?;
+        let fetched = retrying(self.tries, || self.fetch_anywhere(digest, limit, entry));
+        let fetched = self.transport.within(fetched).await?;
         let fetched = fetched.ok_or_else(|| match entry {
             Some(_) => self.blob_not_found(digest),
             None => self.image_not_found(),
@@ -396,6 +401,14 @@ fn media_type(headers: &HeaderMap) -> Option<String> {
 fn claimed_digest(headers: &HeaderMap) -> Option<Digest> {
     let value = headers.get("docker-content-digest")?.to_str().ok()?;
     value.parse().ok()
+}
+
+/// Tells whether a 403 may mean that our grant has expired, for which some registries have no
+/// other status: they say so in words, or, asked for the head alone, nothing.
+fn may_have_expired(grant: &Grant, words: &str) -> bool {
+    let says_nothing = StatusCode::FORBIDDEN.canonical_reason() == Some(words);
+    grant.authorization.is_some()
+        && (says_nothing || words.to_ascii_lowercase().contains("expired"))
 }
 
 fn is_unauthorized(response: &Response) -> bool {

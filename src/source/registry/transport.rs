@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::iter;
 use std::sync::{Arc, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use oci_client::errors::OciEnvelope;
 use reqwest::header::{self, HeaderMap, HeaderValue};
@@ -34,6 +34,8 @@ pub struct Timeouts {
     pub connect: Duration,
     /// Between two pieces of an answer; also how long less than 1 KiB/s is borne.
     pub read: Duration,
+    /// For a document or a token altogether, however often it is asked for.
+    pub document: Duration,
 }
 
 impl Default for Timeouts {
@@ -41,6 +43,7 @@ impl Default for Timeouts {
         Self {
             connect: Duration::from_secs(10),
             read: Duration::from_secs(30),
+            document: Duration::from_secs(60),
         }
     }
 }
@@ -142,7 +145,7 @@ impl Transport {
             });
         }
         if is_passing(status) {
-            let retry_after = retry_after(response.headers());
+            let retry_after = retry_after(response.headers(), SystemTime::now());
             let words = self.words(response).await;
             return Err(self.not_available(Unavailability::Status {
                 status: status.as_u16(),
@@ -205,6 +208,16 @@ impl Transport {
             }));
         }
         Ok(Some(chunk))
+    }
+
+    /// What `work` comes to, unless it takes longer than a document may.
+    pub(super) async fn within<T>(
+        &self,
+        work: impl Future<Output = Result<T, SourceError>>,
+    ) -> Result<T, SourceError> {
+        let limit = self.timeouts.document;
+        let done = tokio::time::timeout(limit, work).await;
+        done.unwrap_or_else(|_| Err(self.not_available(Unavailability::TooLong { limit })))
     }
 
     pub(super) fn pace(&self) -> Pace {
@@ -342,7 +355,7 @@ fn wait(error: &SourceError, tried: u32) -> Option<Duration> {
         return None;
     };
     let asked = match cause {
-        Unavailability::Slow { .. } => return None,
+        Unavailability::Slow { .. } | Unavailability::TooLong { .. } => return None,
         Unavailability::Status { retry_after, .. } => retry_after.unwrap_or_default(),
         Unavailability::Connection(_) | Unavailability::Timeout => Duration::ZERO,
     };
@@ -357,10 +370,14 @@ fn wait(error: &SourceError, tried: u32) -> Option<Duration> {
     Some(asked.max(jittered))
 }
 
-/// Seconds of a Retry-After header; its date form is left to the ordinary backoff.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get(header::RETRY_AFTER)?.to_str().ok()?;
-    seconds.trim().parse().ok().map(Duration::from_secs)
+/// How long a Retry-After header asks to wait, in seconds or until a date.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
 }
 
 fn is_passing(status: StatusCode) -> bool {
@@ -440,6 +457,26 @@ mod tests {
         assert_eq!(wait(&status(Some(seconds(10))), 1), Some(seconds(10)));
         assert_eq!(wait(&status(Some(seconds(11))), 1), None);
         assert_eq!(wait(&status(Some(seconds(1_000_000_000))), 1), None);
+    }
+
+    #[test]
+    fn a_wait_may_be_asked_for_until_a_date() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_770);
+        for (text, seconds) in [
+            ("7", Some(7)),
+            (" 7 ", Some(7)),
+            ("Sun, 06 Nov 1994 08:49:37 GMT", Some(7)),
+            ("Sunday, 06-Nov-94 08:49:37 GMT", Some(7)),
+            ("Sat, 05 Nov 1994 08:49:37 GMT", Some(0)),
+            ("-7", None),
+            ("soon", None),
+            ("", None),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::RETRY_AFTER, text.parse().unwrap());
+            let expected = seconds.map(Duration::from_secs);
+            assert_eq!(retry_after(&headers, now), expected, "{text}");
+        }
     }
 
     #[test]
