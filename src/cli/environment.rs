@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cli::args::Global;
-use crate::source::{Credentials, MirrorFailure, Mirrors, SourceError, SourceOptions, TlsPolicy};
+use crate::source::{
+    Credentials, MirrorFailure, Mirrors, Proxies, ProxySetting, SourceError, SourceOptions,
+    TlsPolicy,
+};
 
 /// The store's directory, absolute.
 pub(super) fn store(global: &Global) -> io::Result<PathBuf> {
@@ -34,8 +37,24 @@ pub(super) fn sources(
             None => hosts_directories(),
         },
         certificates: global.cert_dir.clone(),
+        proxies: proxies()?,
         mirrors: Mirrors::heard_by(hear),
     })
+}
+
+/// The proxies of the usual variables, in lower case or in capitals.
+fn proxies() -> Result<Proxies, SourceError> {
+    let first = |variables: [&'static str; 4]| {
+        let mut set = variables.into_iter().filter_map(|variable| {
+            let address = env::var(variable).ok()?;
+            (!address.is_empty()).then_some(ProxySetting { variable, address })
+        });
+        set.next()
+    };
+    let http = first(["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"]);
+    let https = first(["https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"]);
+    let not_for = env::var("no_proxy").or_else(|_| env::var("NO_PROXY"));
+    Proxies::new(http, https, &not_for.unwrap_or_default())
 }
 
 /// Where containerd's and docker's files about registries are, the strongest directory first.

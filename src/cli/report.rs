@@ -442,7 +442,7 @@ fn source(error: &SourceError) -> (Kind, Option<String>) {
             Kind::Usage,
             hint("mend the file, or pass --hosts-dir for another directory"),
         ),
-        Error::Certificates { .. } => (Kind::Usage, None),
+        Error::Certificates { .. } | Error::Proxy { .. } => (Kind::Usage, None),
         Error::Mirror { source: error, .. } => source(error),
         Error::AfterMirrors(after) => source(&after.error),
         Error::RegistryRefused { .. }

@@ -223,6 +223,12 @@ pub enum SourceError {
         #[source]
         problem: CertificateProblem,
     },
+    /// A proxy is set that cannot be used.
+    #[error("the proxy in {variable} is not at an http or https address")]
+    Proxy {
+        /// The variable that it is set in; its value may have a password.
+        variable: &'static str,
+    },
     /// No place of a registry may be asked, by what the operator's file says of them.
     #[error("none of the hosts of {registry} has the capability {needed}")]
     NobodyToAsk {

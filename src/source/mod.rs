@@ -23,7 +23,7 @@ pub use error::{
     AddressRefusal, AfterMirrors, CertificateProblem, CredentialsProblem, HelperProblem,
     HostsProblem, MirrorFailure, SourceError, Unavailability, Violation,
 };
-pub use registry::Mirrors;
+pub use registry::{Mirrors, Proxies, ProxySetting};
 
 /// How sources are reached.
 #[derive(Debug, Clone, Default)]
@@ -38,6 +38,8 @@ pub struct SourceOptions {
     pub hosts_directories: Vec<PathBuf>,
     /// A directory of certificates for the registry itself, as podman makes them.
     pub certificates: Option<PathBuf>,
+    /// Proxies for registries of other machines.
+    pub proxies: Proxies,
     /// What is known of mirrors.
     pub mirrors: Mirrors,
 }

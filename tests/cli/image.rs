@@ -139,11 +139,13 @@ impl Image {
 
     /// What an honest registry answers.
     pub(crate) fn answer(&self, request: &Request) -> Reply {
-        let Some((kind, name)) = request
-            .path
-            .strip_prefix("/v2/os/")
-            .and_then(|rest| rest.split_once('/'))
-        else {
+        self.answer_to(&request.path, request)
+    }
+
+    /// What it answers to a request for `path`.
+    pub(crate) fn answer_to(&self, path: &str, request: &Request) -> Reply {
+        let rest = path.strip_prefix("/v2/os/");
+        let Some((kind, name)) = rest.and_then(|rest| rest.split_once('/')) else {
             return Reply::status(404);
         };
         let top = self.top["digest"].as_str().unwrap();

@@ -20,6 +20,7 @@
 //! | `ukis`        | unified kernel images, and methods that are passed over                  |
 //! | `registries`  | registries that lack, refuse, lie or break                               |
 //! | `mirrors`     | what an operator says of registries: mirrors, certificates               |
+//! | `proxies`     | proxies                                                                  |
 //! | `space`       | what takes space, gives it back, or does not fit                        |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
 //! | `doctor`      | what the host has, and what it lacks                                    |
@@ -58,6 +59,7 @@ mod contents;
 mod ukis;
 mod registries;
 mod mirrors;
+mod proxies;
 mod credentials;
 mod images;
 mod space;

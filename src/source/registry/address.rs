@@ -63,6 +63,8 @@ pub(super) struct AddressPolicy {
     pub(super) registry_is_loopback: bool,
     /// Whether the operator wants plain HTTP spoken with that host.
     is_plain: bool,
+    /// Hosts of the user's proxies.
+    proxies: Vec<String>,
     /// Whether plain HTTP to other machines was allowed.
     pub(super) tls: TlsPolicy,
 }
@@ -82,8 +84,14 @@ impl AddressPolicy {
             host: registry.host_str().unwrap_or_default().to_owned(),
             registry_is_loopback: is_loopback(registry),
             is_plain: false,
+            proxies: Vec::new(),
             tls,
         }
+    }
+
+    /// The same rules where everything goes through proxies, wherever those are.
+    pub(super) fn by_way_of(self, proxies: Vec<String>) -> Self {
+        Self { proxies, ..self }
     }
 
     /// Decides whether to go to `target` when `from` says so.
@@ -182,7 +190,8 @@ impl Resolve for Resolver {
         let policy = Arc::clone(&self.0);
         Box::pin(async move {
             let found = tokio::net::lookup_host((name.as_str(), 0)).await?;
-            let chosen_by_user = name.as_str().eq_ignore_ascii_case(&policy.host);
+            let mut chosen = policy.proxies.iter().chain([&policy.host]);
+            let chosen_by_user = chosen.any(|host| name.as_str().eq_ignore_ascii_case(host));
             let own_allowed = policy.registry_is_loopback || chosen_by_user;
             let mut refusal = None;
             let allowed: Vec<_> = found

@@ -50,10 +50,11 @@ impl Host {
         };
         let repository = image.repository().to_owned();
         let credentials = options.credentials.clone();
+        let proxies = options.proxies.clone();
         Self {
             image: image.clone(),
             session: Session::new(name.clone(), bases, repository, credentials),
-            transport: Transport::new(image.to_string(), name, policy, trust, timeouts),
+            transport: Transport::new(image.to_string(), name, policy, trust, proxies, timeouts),
             capabilities,
             stands_for,
             headers,

@@ -5,7 +5,7 @@
 //!   └ mod, mirrors           one place after the other, until one has what is asked for
 //!       └ host, push, ranges one place: requests, and what of the answers is taken
 //!           └ auth           who we are to it
-//!               └ transport  HTTP within limits, to where `address` allows
+//!               └ transport  HTTP within limits, to where `address` allows, by `proxies`
 //! ```
 //!
 //! `oci-client` knows the reference grammar and the error bodies. The requests are our own:
@@ -24,6 +24,7 @@ mod ranges;
 mod auth;
 mod challenge;
 mod transport;
+mod proxies;
 mod address;
 
 use std::fmt;
@@ -39,6 +40,7 @@ use host::Host;
 use hosts_file::Capability;
 pub use mirrors::Mirrors;
 use mirrors::{Givers, Tour};
+pub use proxies::{Proxies, ProxySetting};
 pub use transport::Timeouts;
 
 /// One repository of a registry, opened for one reference.

@@ -13,6 +13,7 @@ use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 
 use crate::oci::Printable;
 use crate::source::registry::address::{self, AddressPolicy, Refused, Resolver};
+use crate::source::registry::proxies::Proxies;
 use crate::source::registry::trust::Trust;
 use crate::source::{AddressRefusal, SourceError, TlsPolicy, Unavailability, Violation};
 
@@ -55,6 +56,7 @@ pub(super) struct Transport {
     client: OnceLock<Client>,
     pub(super) policy: Arc<AddressPolicy>,
     trust: Trust,
+    proxies: Proxies,
     /// The reference that all this is for; named in errors.
     pub(super) image: String,
     /// Host and port, as typed or spelled.
@@ -68,12 +70,19 @@ impl Transport {
         registry: String,
         policy: AddressPolicy,
         trust: Trust,
+        proxies: Proxies,
         timeouts: Timeouts,
     ) -> Self {
+        // A proxy has another loopback.
+        let proxies = match policy.registry_is_loopback {
+            true => Proxies::default(),
+            false => proxies,
+        };
         Self {
             client: OnceLock::new(),
-            policy: Arc::new(policy),
+            policy: Arc::new(policy.by_way_of(proxies.hosts())),
             trust,
+            proxies,
             image,
             registry,
             timeouts,
@@ -113,11 +122,7 @@ impl Transport {
         if let Some(client) = &trust.client {
             builder = builder.identity(client.clone());
         }
-        if policy.registry_is_loopback {
-            // A proxy has another loopback.
-            builder = builder.no_proxy();
-        }
-        builder.build()
+        self.proxies.apply(builder)?.build()
     }
 
     /// Sends a request once. What a later try may mend is [`SourceError::Unavailable`]; other
@@ -302,8 +307,12 @@ impl Transport {
                 is_spoken: !matches!(fault, rustls::Error::InvalidMessage(_)),
             };
         }
+        let proxies = self.proxies.hosts();
         self.not_available(if error.is_timeout() {
             Unavailability::Timeout
+        } else if error.is_connect() && !proxies.is_empty() {
+            let proxies = proxies.join(", ");
+            Unavailability::Connection(format!("{} (a proxy is set: {proxies})", root()))
         } else {
             Unavailability::Connection(root())
         })
