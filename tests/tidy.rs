@@ -301,3 +301,53 @@ fn every_test_program_is_built() {
         }
     }
 }
+
+/// The file that has a test of `path`: `suite::module` below tests, or a module below src.
+fn file_of_test(path: &str) -> PathBuf {
+    let (module, _) = path.rsplit_once("::").unwrap();
+    let file = format!("{}.rs", module.replace("::", "/"));
+    match module.split("::").next() {
+        Some("cli" | "registry" | "vm") => root().join("tests").join(file),
+        _ => root().join("src").join(file),
+    }
+}
+
+#[test]
+fn every_row_of_the_hostile_table_names_tests_that_are_there() {
+    let table = fs::read_to_string(root().join("tests/registry/rows.md")).unwrap();
+    let mut breaches = Vec::new();
+    let mut rows = Vec::new();
+    for line in table.lines() {
+        let cells: Vec<&str> = line.split(" | ").collect();
+        let number = cells[0].strip_prefix("| ").map(str::parse::<u32>);
+        let Some(Ok(number)) = number else {
+            continue;
+        };
+        rows.push(number);
+        let [_, _, _, tests] = cells.as_slice() else {
+            breaches.push(format!("row {number} has {} cells", cells.len()));
+            continue;
+        };
+        let tests: Vec<&str> = tests
+            .split('`')
+            .filter(|test| test.contains("::"))
+            .collect();
+        if tests.is_empty() {
+            breaches.push(format!("row {number} has no test"));
+        }
+        for test in tests {
+            let text = fs::read_to_string(file_of_test(test)).unwrap_or_default();
+            let name = test.rsplit("::").next().unwrap();
+            let is_test = text.match_indices(&format!("fn {name}()")).any(|(at, _)| {
+                let before = text[..at].trim_end_matches("async ").trim_end();
+                before.ends_with("#[test]") || before.ends_with("#[tokio::test]")
+            });
+            if !is_test {
+                breaches.push(format!("row {number}: there is no test {test}"));
+            }
+        }
+    }
+    let expected: Vec<u32> = (16..=70).chain(155..=162).collect();
+    assert_eq!(rows, expected);
+    fail_if_any(&breaches);
+}

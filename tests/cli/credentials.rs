@@ -1,11 +1,13 @@
 //! Who may read an image: passwords, auth files, and certificates that nobody signed.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use base64::Engine;
 use serde_json::json;
 
+use crate::hostile::{Hostile, Reply};
 use crate::image::{disk, disk_only};
 use crate::refusal::{refused, refused_with};
 use crate::registry::{Access, DockerRegistry, PASSWORD, USER};
@@ -149,4 +151,111 @@ fn a_certificate_that_nobody_signed_is_taken_only_where_it_is_not_to_be_verified
         "#,
     );
     assert!(!sandbox.store().exists());
+}
+
+#[test]
+fn a_helper_that_could_be_a_path_is_not_run() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.path("auth.json");
+    for content in [
+        json!({"credHelpers": {"r.example": "../../bin/sh"}}),
+        json!({"credsStore": "../../bin/sh"}),
+    ] {
+        fs::write(&file, content.to_string()).unwrap();
+        let plan = format!("plan --authfile {} r.example/os:1", file.display());
+        check(
+            &sandbox.run(plan).text(),
+            r#"
+            ------- stderr -------
+            error: credentials in $TMP/auth.json cannot be used
+              caused by: not a name of a credential helper: ../../bin/sh
+            hint: check the credentials that you logged in with, or pass --authfile
+            [exit status: 125]
+            "#,
+        );
+    }
+}
+
+#[test]
+fn credentials_that_everybody_may_read_are_used_with_a_warning() {
+    let sandbox = Sandbox::new();
+    let (registry, reference) = closed(&sandbox);
+    let file = login(&sandbox, "open.json", registry.address(), PASSWORD);
+    let open = ["warning: everybody may read the credentials in $TMP/open.json"];
+    for (mode, expected) in [(0o600, &[][..]), (0o644, &open), (0o640, &open)] {
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode)).unwrap();
+        let pull = format!(
+            "pull --arch amd64 --authfile {} {reference}",
+            file.display()
+        );
+        let pulled = sandbox.run(pull);
+        assert_eq!(pulled.status, 0, "{}", pulled.text());
+        let lines = pulled.stderr.lines();
+        let told: Vec<_> = lines.filter(|line| line.contains("warning")).collect();
+        assert_eq!(told, expected);
+    }
+}
+
+/// Wherever the program speaks or writes, on success, with a wrong password, and with a broken
+/// token service.
+#[test]
+fn a_password_and_a_token_are_found_nowhere() {
+    let sandbox = Sandbox::new();
+    let (registry, reference) = closed(&sandbox);
+    let file = login(&sandbox, "right.json", registry.address(), PASSWORD);
+    let wrong = login(&sandbox, "wrong.json", registry.address(), "wrong horse");
+    let realm = Hostile::start(|request, _| match request.path.as_str() {
+        "/token" => Reply::ok(br#"{"token":"t0k3n-secret"}"#),
+        _ if request.header("authorization").is_some() => {
+            Reply::status(500).bytes(b"something else")
+        }
+        _ => {
+            let realm = format!("http://{}/token", request.header("host").unwrap());
+            Reply::status(401).header("WWW-Authenticate", &format!("Bearer realm=\"{realm}\""))
+        }
+    });
+    let by_token = login(&sandbox, "token.json", &realm.address(), PASSWORD);
+    let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let secrets = [
+        PASSWORD.to_owned(),
+        "wrong horse".to_owned(),
+        base64(&format!("{USER}:{PASSWORD}")),
+        base64(&format!("{USER}:wrong horse")),
+        "t0k3n-secret".to_owned(),
+    ];
+    for (file, reference, status) in [
+        (&file, reference.clone(), 0),
+        (&wrong, reference, 125),
+        (&by_token, format!("{}/os:1", realm.address()), 125),
+    ] {
+        for options in ["-v", "--json -v"] {
+            let options = format!("{options} --arch amd64 --authfile {}", file.display());
+            let name = format!("vm{}", options.len());
+            let prepare = format!("prepare {options} --accel tcg --name {name} {reference}");
+            let output = sandbox.run(prepare);
+            assert_eq!(output.status, status, "{}", output.text());
+            for secret in &secrets {
+                assert!(!output.text().contains(secret), "{}", output.text());
+            }
+        }
+    }
+    let mut todo = vec![sandbox.store()];
+    while let Some(path) = todo.pop() {
+        if path.is_dir() {
+            todo.extend(
+                fs::read_dir(path)
+                    .unwrap()
+                    .map(|entry| entry.unwrap().path()),
+            );
+            continue;
+        }
+        let content = fs::read(&path).unwrap();
+        for secret in &secrets {
+            let mut windows = content.windows(secret.len());
+            assert!(
+                !windows.any(|window| window == secret.as_bytes()),
+                "{path:?}"
+            );
+        }
+    }
 }

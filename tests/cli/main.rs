@@ -19,6 +19,8 @@
 //! | `contents`    | layers that are not what they say                                        |
 //! | `ukis`        | unified kernel images, and methods that are passed over                  |
 //! | `registries`  | registries that lack, refuse, lie or break                               |
+//! | `bounds`      | registries that would have us read for ever                              |
+//! | `odd`         | documents that are odd and yet no error                                  |
 //! | `mirrors`     | what an operator says of registries: mirrors, certificates               |
 //! | `proxies`     | proxies                                                                  |
 //! | `space`       | what takes space, gives it back, or does not fit                        |
@@ -58,6 +60,8 @@ mod selections;
 mod contents;
 mod ukis;
 mod registries;
+mod bounds;
+mod odd;
 mod mirrors;
 mod proxies;
 mod credentials;

@@ -1,11 +1,12 @@
 use std::fs;
 use std::path::Path;
 
-use ironboot::source::{SourceError, SourceOptions};
+use ironboot::source::{AddressRefusal, Source, SourceError, SourceOptions, Wanted};
 
+use crate::hostile::{Hostile, Reply};
 use crate::real::round_trip;
-use crate::registry::{Access, DockerRegistry};
-use crate::{open, told};
+use crate::registry::{Access, DockerRegistry, TlsFiles};
+use crate::{INDEX, open, told};
 
 /// Pushes to `server` and reads back.
 async fn try_with(server: &DockerRegistry, options: &SourceOptions) -> Result<(), SourceError> {
@@ -148,6 +149,48 @@ async fn certificates_are_for_tls_even_on_loopback() {
         "{}",
         told(&error)
     );
+}
+
+/// What has run out is not trusted, whoever signed it.
+#[tokio::test]
+async fn a_certificate_that_has_expired_is_not_taken() {
+    let server = DockerRegistry::start(Access::Expired);
+    let directory = tempfile::tempdir().unwrap();
+    copy(&server, "authority.crt", directory.path(), "ca.crt");
+    let options = SourceOptions {
+        certificates: Some(directory.path().to_owned()),
+        ..SourceOptions::default()
+    };
+    let error = try_with(&server, &options).await.unwrap_err();
+    let expected = format!(
+        "{} cannot be trusted: invalid peer certificate: ",
+        server.address()
+    );
+    assert!(told(&error).starts_with(&expected), "{}", told(&error));
+    assert!(!told(&error).contains("Issuer"), "{}", told(&error));
+}
+
+/// Over real TLS, to a listener that would be glad of it.
+#[tokio::test]
+async fn a_redirect_out_of_tls_is_not_followed() {
+    let plain = Hostile::start(|_, _| Reply::ok(INDEX));
+    let to = format!("http://{}/", plain.address());
+    let server = TlsFiles::start(&format!(
+        "HTTP/1.1 307 Elsewhere\r\nLocation: {to}\r\nContent-Length: 0\r\n\r\n"
+    ));
+    let options = SourceOptions {
+        certificates: Some(server.authorities()),
+        ..SourceOptions::default()
+    };
+    let source = open(server.address(), ":1", &options);
+    let error = source.document(Wanted::Reference).await.unwrap_err();
+    assert!(
+        matches!(&error, SourceError::RedirectRefused { target, reason: AddressRefusal::Downgrade, .. }
+            if *target == to),
+        "{}",
+        told(&error)
+    );
+    assert_eq!(plain.requests(), []);
 }
 
 async fn try_at(address: &str, options: &SourceOptions) -> SourceError {

@@ -28,6 +28,8 @@ pub(crate) enum Access {
     SelfSigned,
     /// Anybody, by TLS, with a certificate that `authority.crt` has signed.
     Signed,
+    /// Anybody, by TLS, with a certificate that `authority.crt` has signed for yesterday.
+    Expired,
     /// By the same TLS, whoever has a certificate that `authority.crt` has signed.
     Client,
 }
@@ -67,26 +69,16 @@ impl DockerRegistry {
                 make_certificate(&directory, "server", &["-subj", "/CN=127.0.0.1"]);
                 tls(&address, &directory, "")
             }
-            Access::Signed | Access::Client => {
-                let is_authority = ["-addext", "basicConstraints=critical,CA:TRUE"];
-                make_certificate(
-                    &directory,
-                    "authority",
-                    &[&["-subj", "/CN=authority"], &is_authority[..]].concat(),
-                );
-                let signed = ["-CA", "authority.crt", "-CAkey", "authority.key"];
-                for (name, subject) in [("server", "/CN=127.0.0.1"), ("client", "/CN=client")] {
-                    let options = [&["-subj", subject], &signed[..]].concat();
-                    make_certificate(&directory, name, &options);
+            Access::Signed | Access::Expired | Access::Client => {
+                make_certificates(&directory);
+                if access == Access::Expired {
+                    expire_certificate(&directory);
                 }
-                tls(
-                    &address,
-                    &directory,
-                    match access {
-                        Access::Client => ", clientcas: ['authority.crt']",
-                        _ => "",
-                    },
-                )
+                let clients = match access {
+                    Access::Client => ", clientcas: ['authority.crt']",
+                    _ => "",
+                };
+                tls(&address, &directory, clients)
             }
         };
         fs::write(&config, text).unwrap();
@@ -105,7 +97,7 @@ impl DockerRegistry {
             process,
             directory,
         };
-        registry.wait();
+        wait(&mut registry.process, &registry.address);
         registry
     }
 
@@ -118,25 +110,30 @@ impl DockerRegistry {
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
-
-    fn wait(&mut self) {
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while TcpStream::connect(&self.address).is_err() {
-            if let Some(status) = self.process.try_wait().unwrap() {
-                panic!("docker-registry ended with {status}");
-            }
-            assert!(Instant::now() < deadline, "docker-registry does not listen");
-            thread::sleep(Duration::from_millis(10));
-        }
-    }
 }
 
 impl Drop for DockerRegistry {
     fn drop(&mut self) {
-        // It may have ended by itself; nothing is left to do then.
-        drop(self.process.kill());
-        drop(self.process.wait());
+        end(&mut self.process);
     }
+}
+
+/// Waits until `process` listens.
+fn wait(process: &mut Child, address: &str) {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while TcpStream::connect(address).is_err() {
+        if let Some(status) = process.try_wait().unwrap() {
+            panic!("the server ended with {status}");
+        }
+        assert!(Instant::now() < deadline, "the server does not listen");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ends `process`, which may have ended by itself; nothing is left to do then.
+fn end(process: &mut Child) {
+    drop(process.kill());
+    drop(process.wait());
 }
 
 /// An address that nobody listened on a moment ago.
@@ -151,6 +148,119 @@ fn tls(address: &str, directory: &TempDir, more: &str) -> String {
         "http: {{addr: '{address}', \
          tls: {{certificate: '{root}/server.crt', key: '{root}/server.key'{more}}}}}\n"
     )
+}
+
+/// Makes `authority`, and `server` and `client` that it has signed.
+fn make_certificates(directory: &TempDir) {
+    let authority = [
+        "-subj",
+        "/CN=authority",
+        "-addext",
+        "basicConstraints=critical,CA:TRUE",
+    ];
+    make_certificate(directory, "authority", &authority);
+    let signed = ["-CA", "authority.crt", "-CAkey", "authority.key"];
+    for (name, subject) in [("server", "/CN=127.0.0.1"), ("client", "/CN=client")] {
+        make_certificate(
+            directory,
+            name,
+            &[&["-subj", subject], &signed[..]].concat(),
+        );
+    }
+}
+
+/// Signs the server's certificate again, until yesterday.
+fn expire_certificate(directory: &TempDir) {
+    let status = Command::new("openssl")
+        .args([
+            "x509",
+            "-in",
+            "server.crt",
+            "-signkey",
+            "server.key",
+            "-x509toreq",
+        ])
+        .args(["-out", "server.csr"])
+        .current_dir(directory.path())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "openssl made no request");
+    let status = Command::new("openssl")
+        .args(["x509", "-req", "-in", "server.csr", "-days", "-1"])
+        .args([
+            "-CA",
+            "authority.crt",
+            "-CAkey",
+            "authority.key",
+            "-CAcreateserial",
+        ])
+        .args(["-out", "server.crt"])
+        .current_dir(directory.path())
+        .stderr(Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "openssl signed nothing");
+}
+
+/// Answers every manifest of tag 1 of `os` with one text, by TLS; its certificate is signed by an
+/// authority of its own. Ended when dropped.
+#[derive(Debug)]
+pub(crate) struct TlsFiles {
+    address: String,
+    process: Child,
+    directory: TempDir,
+}
+
+impl TlsFiles {
+    /// Starts a server whose whole answer, head and all, is `answer`.
+    pub(crate) fn start(answer: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        make_certificates(&directory);
+        let manifests = directory.path().join("v2/os/manifests");
+        fs::create_dir_all(&manifests).unwrap();
+        fs::write(manifests.join("1"), answer).unwrap();
+        let authorities = directory.path().join("authorities");
+        fs::create_dir(&authorities).unwrap();
+        fs::copy(
+            directory.path().join("authority.crt"),
+            authorities.join("ca.crt"),
+        )
+        .unwrap();
+        let address = free_address();
+        let process = Command::new("openssl")
+            .args(["s_server", "-HTTP", "-quiet", "-accept", &address])
+            .args(["-cert", "server.crt", "-key", "server.key"])
+            .current_dir(directory.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut server = Self {
+            address,
+            process,
+            directory,
+        };
+        wait(&mut server.process, &server.address);
+        server
+    }
+
+    /// Host and port.
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// A directory with the certificate of who vouches for it.
+    pub(crate) fn authorities(&self) -> PathBuf {
+        self.directory.path().join("authorities")
+    }
+}
+
+impl Drop for TlsFiles {
+    fn drop(&mut self) {
+        end(&mut self.process);
+    }
 }
 
 /// Makes `NAME.crt` and `NAME.key` for 127.0.0.1; signed by itself unless `options` say otherwise.
