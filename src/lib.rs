@@ -32,7 +32,7 @@
 //! | [`domain`] | the complete description of a VM, in file paths | I/O |
 //! | [`content`] | what a blob really is: disks, kernels, UKIs, ISOs, file systems | I/O, more than 128 KiB and a UKI's texts |
 //! | [`files`] | durable replacement, directory sync, locks | decide anything |
-//! | [`source`] | registries and their mirrors, OCI layouts, credentials | write to the store |
+//! | [`source`] | registries and their mirrors, OCI layouts as directory or archive, credentials | write to the store |
 //! | [`store`] | the content-addressed directory: ingest, lease, reference, pin | know where bytes come from |
 //! | [`host`] | facts of this machine, passed on as values | choose for a VM |
 //! | [`firmware`] | every firmware descriptor, and which is taken for what is asked | ask what an image needs |

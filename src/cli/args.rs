@@ -95,7 +95,8 @@ pub(super) enum Verb {
     },
     /// Pull what an image needs to boot into the store
     Pull {
-        /// Images, as HOST[:PORT]/REPOSITORY[:TAG][@DIGEST] or oci:DIR[:NAME]
+        /// Images, as HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], oci:DIR[:NAME] or
+        /// oci-archive:FILE[:NAME]
         #[arg(required = true, value_name = "IMAGE", value_parser = reference)]
         images: Vec<Reference>,
         #[command(flatten)]
@@ -237,7 +238,7 @@ pub(super) enum ImageVerb {
     },
     /// Copy an image from the store or an OCI layout directory to a registry
     Push {
-        /// The image, whole: oci:DIR[:NAME], or what was pulled with --all
+        /// The image, whole: oci:DIR[:NAME], oci-archive:FILE[:NAME], or what was pulled with --all
         #[arg(value_parser = reference)]
         image: Reference,
         /// Where to, as HOST[:PORT]/REPOSITORY[:TAG]
@@ -248,7 +249,8 @@ pub(super) enum ImageVerb {
 
 #[derive(Debug, Args)]
 pub(super) struct ImageArgs {
-    /// The image, as HOST[:PORT]/REPOSITORY[:TAG][@DIGEST] or oci:DIR[:NAME]
+    /// The image, as HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], oci:DIR[:NAME] or
+    /// oci-archive:FILE[:NAME]
     #[arg(value_name = "IMAGE", value_parser = reference)]
     pub reference: Reference,
     #[command(flatten)]

@@ -7,7 +7,7 @@ use crate::cli::report::Report;
 use crate::cli::request::absolute;
 use crate::cli::{Ended, output, text};
 use crate::oci::reference::LayoutEntry;
-use crate::oci::{LayoutReference, Reference};
+use crate::oci::{LayoutForm, LayoutReference, Reference};
 use crate::ops::build::{self, Form};
 use crate::ops::{Context, images, push};
 
@@ -47,7 +47,8 @@ pub(super) async fn execute(context: &Context<'_>, verb: ImageVerb) -> Result<En
             compat,
         } => {
             let Reference::Layout(LayoutReference {
-                directory,
+                form: LayoutForm::Directory,
+                path: directory,
                 entry: LayoutEntry::Name(name),
             }) = output
             else {

@@ -1,6 +1,7 @@
 //! An error for whoever called: heading, causes, one hint, exit code, and the same as JSON.
 
 use std::error::Error;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -9,8 +10,9 @@ use crate::firmware::FirmwareError;
 use crate::hypervisor::HypervisorError;
 use crate::image::SelectError;
 use crate::instance::InstanceError;
+use crate::oci::Reference;
 use crate::ops::OpsError;
-use crate::source::SourceError;
+use crate::source::{ArchiveProblem, SourceError};
 use crate::stage::StageError;
 use crate::store::StoreError;
 
@@ -207,7 +209,11 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
             )),
         ),
         OpsError::NoHypervisor { .. } => (Kind::Conflict, None),
-        OpsError::NotWhole { .. } => (Kind::NotFound, hint("pull it with --all first")),
+        OpsError::NotWhole {
+            reference: Reference::Registry(_),
+            ..
+        } => (Kind::NotFound, hint("pull it with --all first")),
+        OpsError::NotWhole { .. } => (Kind::NotFound, None),
         OpsError::NotPushable { .. } => (
             Kind::InvalidImage,
             hint("`ironboot image build` writes a form that registries take"),
@@ -414,7 +420,7 @@ fn source(error: &SourceError) -> (Kind, Option<String>) {
         Error::LayoutEntryNotFound { .. } => (Kind::NotFound, None),
         Error::NotALayout { .. } => (
             Kind::NotFound,
-            hint("name a directory that holds an `oci-layout` file"),
+            hint("name a directory or tar archive that holds an `oci-layout` file"),
         ),
         Error::Unauthorized { user: None, .. } => (
             Kind::Unauthorized,
@@ -452,10 +458,11 @@ fn source(error: &SourceError) -> (Kind, Option<String>) {
         Error::TooLarge { .. } | Error::LayoutJson { .. } | Error::NotAFile { .. } => {
             (Kind::InvalidImage, None)
         }
+        Error::Archive { path, problem } => (Kind::InvalidImage, archive(path, problem)),
         Error::DigestMismatch { .. } | Error::SizeMismatch { .. } => (Kind::Integrity, None),
         Error::LayoutAmbiguous { .. } => (
             Kind::Ambiguous,
-            hint("name one of them: oci:DIR:NAME or oci:DIR@sha256:…"),
+            hint("name one of them, with :NAME or @sha256:… at the end"),
         ),
         Error::Client { .. } => (
             Kind::Host,
@@ -466,6 +473,22 @@ fn source(error: &SourceError) -> (Kind, Option<String>) {
             (Kind::NotFound, hint("check the path"))
         }
         Error::Io { .. } => (Kind::Host, None),
+    }
+}
+
+/// What helps with an archive that cannot be used as it is.
+fn archive(path: &Path, problem: &ArchiveProblem) -> Option<String> {
+    match problem {
+        ArchiveProblem::Compressed(program) => Some(format!(
+            "unpack it first: `{program} --decompress --keep {}`",
+            path.display()
+        )),
+        ArchiveProblem::Sparse(_) => hint("make the archive without tar's --sparse"),
+        ArchiveProblem::Cut(_) | ArchiveProblem::Unreadable(_) => Some(format!(
+            "see whether it is whole: `tar --list --file {}`",
+            path.display()
+        )),
+        ArchiveProblem::Twice(_) => None,
     }
 }
 

@@ -79,16 +79,13 @@ fn firmware(wish: &FirmwareWish) -> Result<FirmwareWish, Report> {
     })
 }
 
-/// A layout's directory is remembered, so it must not depend on where we were called.
+/// A layout's path is remembered, so it must not depend on where we were called.
 pub(super) fn absolute(reference: Reference) -> Result<Reference, Report> {
     Ok(match reference {
         Reference::Layout(layout) => {
-            let directory = environment::absolute(&layout.directory)
+            let path = environment::absolute(&layout.path)
                 .map_err(|error| Report::usage(format!("no directory: {error}")))?;
-            Reference::Layout(LayoutReference {
-                directory,
-                ..layout
-            })
+            Reference::Layout(LayoutReference { path, ..layout })
         }
         registry @ Reference::Registry(_) => registry,
     })

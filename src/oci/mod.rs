@@ -14,7 +14,7 @@ pub use descriptor::Descriptor;
 pub use digest::{Digest, DigestError, Hasher};
 pub use manifest::{Document, DocumentError, Index, Manifest};
 pub use platform::{Architecture, Platform};
-pub use reference::{LayoutReference, Reference, ReferenceError, RegistryReference};
+pub use reference::{LayoutForm, LayoutReference, Reference, ReferenceError, RegistryReference};
 
 use std::fmt;
 

@@ -15,7 +15,7 @@ use crate::oci::{Digest, DigestError, Printable};
 pub enum Reference {
     /// `host[:port]/repository[:tag][@digest]`, with or without `docker://` in front.
     Registry(RegistryReference),
-    /// `oci:DIRECTORY[:name]` or `oci:DIRECTORY@digest`.
+    /// `oci:DIRECTORY` or `oci-archive:FILE`, then nothing, `:name` or `@digest`.
     Layout(LayoutReference),
 }
 
@@ -30,16 +30,30 @@ pub struct RegistryReference {
     digest: Option<Digest>,
 }
 
-/// An image in an OCI layout directory.
+/// An image in an OCI layout.
+///
+/// The first `:` or `@` ends the path, so a path has neither: that is how skopeo reads these
+/// references too, except that it has no `@`. A name may have both.
 ///
 /// Format: OCI image-spec v1.1, image-layout.md; `name` is compared with the annotation
 /// `org.opencontainers.image.ref.name` of the entries of `index.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct LayoutReference {
-    /// The directory that holds `oci-layout`.
-    pub directory: PathBuf,
+    /// How the layout lies on the disk.
+    pub form: LayoutForm,
+    /// The directory that holds `oci-layout`, or the archive.
+    pub path: PathBuf,
     /// Which of its entries.
     pub entry: LayoutEntry,
+}
+
+/// How a layout lies on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LayoutForm {
+    /// As a directory.
+    Directory,
+    /// As a tar archive of one.
+    Archive,
 }
 
 /// Which entry of a layout's `index.json` is meant.
@@ -71,11 +85,11 @@ pub enum ReferenceError {
     /// The part after `@` is not a digest.
     #[error("image reference has a bad digest")]
     Digest(#[source] DigestError),
-    /// `oci:` without a directory.
-    #[error("layout reference names no directory: {0}")]
-    NoDirectory(String),
+    /// `oci:` or `oci-archive:` without a path.
+    #[error("layout reference names no path: {0}")]
+    NoPath(String),
     /// A transport that ironboot does not read.
-    #[error("image reference has a transport that is neither docker:// nor oci: {0}")]
+    #[error("image reference has a transport other than docker://, oci and oci-archive: {0}")]
     Transport(String),
 }
 
@@ -105,6 +119,18 @@ impl RegistryReference {
     }
 }
 
+impl LayoutReference {
+    /// The document `digest` in the layout directory `path`.
+    #[must_use]
+    pub fn document(path: PathBuf, digest: Digest) -> Self {
+        Self {
+            form: LayoutForm::Directory,
+            path,
+            entry: LayoutEntry::Digest(digest),
+        }
+    }
+}
+
 impl Reference {
     /// The tag or layout name, where there is one; a weak hint of the variant.
     #[must_use]
@@ -114,17 +140,17 @@ impl Reference {
             Self::Layout(LayoutReference {
                 entry: LayoutEntry::Name(name),
                 ..
-            }) => Some(name.rsplit_once(':').map_or(name, |(_, tag)| tag)),
+            }) => Some(tag_of_name(name).unwrap_or(name)),
             Self::Layout(_) => None,
         }
     }
 
-    /// The repository's name, or the layout's directory; a weak hint of the architecture.
+    /// The repository's name, or the layout's path; a weak hint of the architecture.
     #[must_use]
     pub fn repository(&self) -> String {
         match self {
             Self::Registry(reference) => reference.repository.clone(),
-            Self::Layout(reference) => reference.directory.display().to_string(),
+            Self::Layout(reference) => reference.path.display().to_string(),
         }
     }
 
@@ -153,12 +179,14 @@ impl FromStr for Reference {
         if let Some(rest) = text.strip_prefix("docker://") {
             return parse_registry(rest).map(Self::Registry);
         }
-        if let Some(rest) = text.strip_prefix("oci:") {
-            return parse_layout(rest).map(Self::Layout);
+        for form in [LayoutForm::Directory, LayoutForm::Archive] {
+            if let Some(rest) = text.strip_prefix(form.prefix()) {
+                return parse_layout(form, rest).map(Self::Layout);
+            }
         }
         let transport = text.split_once(':').map_or("", |(transport, _)| transport);
         if text.contains("://")
-            || ["oci-archive", "docker-archive", "dir", "containers-storage"].contains(&transport)
+            || ["docker-archive", "dir", "containers-storage"].contains(&transport)
         {
             return Err(ReferenceError::Transport(shown()));
         }
@@ -198,22 +226,40 @@ fn parse_registry(text: &str) -> Result<RegistryReference, ReferenceError> {
     })
 }
 
-fn parse_layout(text: &str) -> Result<LayoutReference, ReferenceError> {
-    let (directory, entry) = if let Some((directory, digest)) = text.split_once('@') {
-        let digest = digest.parse().map_err(ReferenceError::Digest)?;
-        (directory, LayoutEntry::Digest(digest))
-    } else if let Some((directory, name)) = text.split_once(':') {
-        (directory, LayoutEntry::Name(name.to_owned()))
+fn parse_layout(form: LayoutForm, text: &str) -> Result<LayoutReference, ReferenceError> {
+    let end = text.find([':', '@']).unwrap_or(text.len());
+    let (path, rest) = text.split_at(end);
+    let entry = if let Some(digest) = rest.strip_prefix('@') {
+        LayoutEntry::Digest(digest.parse().map_err(ReferenceError::Digest)?)
+    } else if let Some(name) = rest.strip_prefix(':') {
+        LayoutEntry::Name(name.to_owned())
     } else {
-        (text, LayoutEntry::Only)
+        LayoutEntry::Only
     };
-    if directory.is_empty() || entry == LayoutEntry::Name(String::new()) {
-        return Err(ReferenceError::NoDirectory(Printable(text).to_string()));
+    if path.is_empty() || entry == LayoutEntry::Name(String::new()) {
+        return Err(ReferenceError::NoPath(Printable(text).to_string()));
     }
     Ok(LayoutReference {
-        directory: PathBuf::from(directory),
+        form,
+        path: PathBuf::from(path),
         entry,
     })
+}
+
+/// The tag of a layout's name that is a reference, with or without a digest; none of a plain name.
+pub(crate) fn tag_of_name(name: &str) -> Option<&str> {
+    let name = name.split('@').next().unwrap_or(name);
+    let (_, tag) = name.rsplit_once(':')?;
+    (!tag.contains('/')).then_some(tag)
+}
+
+impl LayoutForm {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Directory => "oci:",
+            Self::Archive => "oci-archive:",
+        }
+    }
 }
 
 impl fmt::Display for Reference {
@@ -240,7 +286,7 @@ impl fmt::Display for RegistryReference {
 
 impl fmt::Display for LayoutReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "oci:{}", self.directory.display())?;
+        write!(f, "{}{}", self.form.prefix(), self.path.display())?;
         match &self.entry {
             LayoutEntry::Only => Ok(()),
             LayoutEntry::Name(name) => write!(f, ":{name}"),
@@ -280,6 +326,54 @@ mod tests {
         check("oci:images", "oci:images");
         check("oci:/srv/images:os:1", "oci:/srv/images:os:1");
         check(&format!("oci:i@{DIGEST}"), &format!("oci:i@{DIGEST}"));
+        check("oci-archive:x.tar", "oci-archive:x.tar");
+        check("oci-archive:/srv/x.tar:os:1", "oci-archive:/srv/x.tar:os:1");
+        let by_digest = format!("oci-archive:x.tar@{DIGEST}");
+        check(&by_digest, &by_digest);
+    }
+
+    #[test]
+    fn the_first_colon_or_at_sign_ends_the_path_of_a_layout() {
+        let layout = |text: &str| {
+            let Reference::Layout(layout) = text.parse().unwrap() else {
+                panic!("{text} is no layout");
+            };
+            (layout.form, layout.path, layout.entry)
+        };
+        let name = format!("reg.io:5000/os:1@{DIGEST}");
+        for (prefix, form) in [
+            ("oci:", LayoutForm::Directory),
+            ("oci-archive:", LayoutForm::Archive),
+        ] {
+            assert_eq!(
+                layout(&format!("{prefix}a.tar:{name}")),
+                (form, "a.tar".into(), LayoutEntry::Name(name.clone()))
+            );
+            assert_eq!(
+                layout(&format!("{prefix}a.tar@{DIGEST}")),
+                (
+                    form,
+                    "a.tar".into(),
+                    LayoutEntry::Digest(DIGEST.parse().unwrap())
+                )
+            );
+        }
+    }
+
+    #[test]
+    fn the_tag_of_a_layouts_entry_is_that_of_its_name() {
+        let by_digest = format!("oci:d:reg.io:5000/os@{DIGEST}");
+        let both = format!("oci:d:reg.io:5000/os:1@{DIGEST}");
+        for (text, expected) in [
+            ("oci:d", None),
+            ("oci:d:1-kvm", Some("1-kvm")),
+            ("oci-archive:d.tar:os:1", Some("1")),
+            (both.as_str(), Some("1")),
+        ] {
+            let reference: Reference = text.parse().unwrap();
+            assert_eq!(reference.tag(), expected, "{text}");
+        }
+        assert_eq!(tag_of_name(&by_digest["oci:d:".len()..]), None);
     }
 
     #[test]
@@ -304,7 +398,11 @@ mod tests {
             "reg.io/a b",
             "reg.io/a?x=1",
             "https://reg.io/a",
-            "oci-archive:/tmp/x.tar",
+            "docker-archive:/tmp/x.tar",
+            "oci-archive:",
+            "oci-archive:x.tar:",
+            "oci-archive::name",
+            "oci-archive:x.tar@sha256:abcd",
             "oci:",
             "oci:dir:",
             "oci::name",

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 
 use crate::image::{ArchitectureSignal, ImageError, Roles, Variant, VariantSignal, architecture};
 use crate::oci::manifest::IndexEntry;
-use crate::oci::reference::LayoutEntry;
 use crate::oci::{
     Architecture, Descriptor, Digest, Document, LayoutReference, Manifest, Reference,
 };
@@ -82,10 +81,10 @@ pub async fn inspect(context: &Context<'_>, reference: &Reference) -> Result<Ins
     let stored = context.store.reference(reference)?;
     let source = match &stored {
         Some(stored) => {
-            let layout = Reference::Layout(LayoutReference {
-                directory: context.store.root().to_owned(),
-                entry: LayoutEntry::Digest(stored.top.digest),
-            });
+            let layout = Reference::Layout(LayoutReference::document(
+                context.store.root().to_owned(),
+                stored.top.digest,
+            ));
             source::open(&layout, &context.sources)?
         }
         None => source::open(reference, &context.sources)?,

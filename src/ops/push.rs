@@ -1,22 +1,22 @@
-//! An image from a layout directory, or from the store, to a registry: blobs, manifests, index,
-//! tag, in this order, so that whoever reads meanwhile never meets a name without its content.
+//! An image from a layout, or from the store, to a registry: blobs, manifests, index, tag, in this
+//! order, so that whoever reads meanwhile never meets a name without its content.
 
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::files::FileError;
-use crate::oci::reference::LayoutEntry;
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+
 use crate::oci::{
     Descriptor, Digest, Document, LayoutReference, Manifest, Reference, RegistryReference, manifest,
 };
 use crate::ops::tree::{self, Found, Node};
 use crate::ops::{Context, OpsError, Progress};
 use crate::source::layout::Layout;
-use crate::source::registry::Registry;
+use crate::source::registry::{Registry, UploadEvent, Uploaded};
 use crate::source::{Source, Wanted};
+
+/// Blobs that are sent at the same time.
+const PARALLEL: usize = 3;
 
 /// What was pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub struct Pushed {
     pub top: Descriptor,
     /// Bytes of blobs that were sent.
     pub sent_bytes: u64,
-    /// Bytes of blobs that the registry had already.
+    /// Bytes of blobs that the registry had already, in this or in another repository.
     pub present_bytes: u64,
 }
 
@@ -35,9 +35,7 @@ pub async fn push(
     from: &Reference,
     to: &RegistryReference,
 ) -> Result<Pushed, OpsError> {
-    let layout = locate(context, from)?;
-    let directory = layout.directory.clone();
-    let source = Layout::open(layout);
+    let source = Layout::open(locate(context, from)?);
     let registry = Registry::open(to.clone(), &context.sources)?;
     let raw = source.document(Wanted::Reference).await?;
     let says = raw.media_type.as_deref();
@@ -85,9 +83,32 @@ pub async fn push(
         present_bytes: 0,
     };
     let mut seen = BTreeSet::new();
-    for blob in manifests.iter().flat_map(Manifest::blobs) {
-        if seen.insert(blob.digest) {
-            send(context, &registry, &directory, from, blob, &mut pushed).await?;
+    let blobs = manifests.iter().flat_map(Manifest::blobs);
+    let blobs: Vec<&Descriptor> = blobs.filter(|blob| seen.insert(blob.digest)).collect();
+    // Better before anything is sent than after most of it.
+    for blob in &blobs {
+        if let Err(error) = source.blob(blob, 0).await {
+            return Err(match error.is_not_found() {
+                true => OpsError::NotWhole {
+                    reference: from.clone(),
+                    missing: blob.digest,
+                },
+                false => error.into(),
+            });
+        }
+    }
+    let neighbours = neighbours(context, to)?;
+    let mut done = futures_util::stream::iter(blobs)
+        .map(|blob| async {
+            let neighbour = neighbours.get(&blob.digest).map(String::as_str);
+            let is_sent = send(context, &registry, &source, blob, neighbour).await?;
+            Ok::<_, OpsError>((blob.size, is_sent))
+        })
+        .buffer_unordered(PARALLEL);
+    while let Some(result) = done.next().await {
+        match result? {
+            (size, true) => pushed.sent_bytes += size,
+            (size, false) => pushed.present_bytes += size,
         }
     }
     // Registries refuse an index before what it lists, which comes after it in the list.
@@ -101,7 +122,7 @@ pub async fn push(
     Ok(pushed)
 }
 
-/// The layout directory that holds `from`: its own, or the store.
+/// The layout that holds `from`: its own, or the store.
 fn locate(context: &Context<'_>, from: &Reference) -> Result<LayoutReference, OpsError> {
     match from {
         Reference::Layout(layout) => Ok(layout.clone()),
@@ -110,10 +131,10 @@ fn locate(context: &Context<'_>, from: &Reference) -> Result<LayoutReference, Op
             let stored = stored.ok_or_else(|| crate::store::StoreError::NoReference {
                 reference: from.clone(),
             })?;
-            Ok(LayoutReference {
-                directory: context.store.root().to_owned(),
-                entry: LayoutEntry::Digest(stored.top.digest),
-            })
+            Ok(LayoutReference::document(
+                context.store.root().to_owned(),
+                stored.top.digest,
+            ))
         }
     }
 }
@@ -129,64 +150,91 @@ fn own_media_type(bytes: &[u8], of_shape: &str) -> String {
     says.unwrap_or(of_shape).to_owned()
 }
 
+/// The blobs that other repositories of the same registry should have, and which: they were pulled
+/// from there.
+fn neighbours(
+    context: &Context<'_>,
+    to: &RegistryReference,
+) -> Result<BTreeMap<Digest, String>, OpsError> {
+    let mut neighbours = BTreeMap::new();
+    for stored in context.store.references()? {
+        let Ok(Reference::Registry(reference)) = stored.reference.parse() else {
+            continue;
+        };
+        if reference.registry() == to.registry() && reference.repository() != to.repository() {
+            for blob in stored.images.iter().flat_map(|image| &image.blobs) {
+                neighbours.insert(blob.digest, reference.repository().to_owned());
+            }
+        }
+    }
+    Ok(neighbours)
+}
+
+/// Sends a blob, unless the registry has it: in the repository, or in its `neighbour`. Tells
+/// whether it was sent.
 async fn send(
     context: &Context<'_>,
     registry: &Registry,
-    directory: &Path,
-    from: &Reference,
+    source: &Layout,
     blob: &Descriptor,
-    pushed: &mut Pushed,
-) -> Result<(), OpsError> {
-    let path = blob_path(directory, &blob.digest);
-    let file = match File::open(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Err(OpsError::NotWhole {
-                reference: from.clone(),
-                missing: blob.digest,
-            });
-        }
-        result => result.map_err(FileError::of("open", &path))?,
-    };
+    neighbour: Option<&str>,
+) -> Result<bool, OpsError> {
     if registry.has_blob(&blob.digest).await? {
-        pushed.present_bytes += blob.size;
-        return Ok(());
+        return Ok(false);
     }
     let digest = blob.digest;
-    (context.report)(Progress::BlobStart {
-        blob: digest,
-        label: "blob".to_owned(),
-        size_bytes: blob.size,
-        offset_bytes: 0,
-    });
-    let sent = Arc::new(AtomicU64::new(0));
-    let counter = Arc::clone(&sent);
-    let upload = registry.upload_blob(blob, file, move |so_far| {
-        counter.store(so_far, Ordering::Relaxed);
+    let (teller, mut told) = mpsc::unbounded_channel();
+    let upload = registry.upload_blob(blob, source, neighbour, move |event| {
+        // Whoever listens ends with the upload, which may still be told of.
+        drop(teller.send(event));
     });
     tokio::pin!(upload);
-    let mut told = 0;
-    loop {
-        let result = tokio::time::timeout(std::time::Duration::from_millis(100), &mut upload).await;
-        let so_far = sent.load(Ordering::Relaxed);
-        let count = so_far.saturating_sub(told);
-        (context.report)(Progress::BlobBytes {
-            blob: digest,
-            count,
-        });
-        told = so_far;
-        if let Ok(result) = result {
-            result?;
-            break;
+    let mut furthest = None;
+    let uploaded = loop {
+        tokio::select! {
+            biased;
+            Some(event) = told.recv() => show(context, blob, event, &mut furthest),
+            uploaded = &mut upload => break uploaded?,
         }
+    };
+    if uploaded == Uploaded::Mounted {
+        return Ok(false);
+    }
+    while let Ok(event) = told.try_recv() {
+        show(context, blob, event, &mut furthest);
     }
     (context.report)(Progress::BlobDone { blob: digest });
-    pushed.sent_bytes += blob.size;
-    Ok(())
+    Ok(true)
 }
 
-fn blob_path(directory: &Path, digest: &Digest) -> std::path::PathBuf {
-    directory
-        .join("blobs")
-        .join(digest.algorithm())
-        .join(digest.hex())
+/// Reports what is told of an upload; `furthest` is how far it has been reported to be.
+fn show(context: &Context<'_>, blob: &Descriptor, event: UploadEvent, furthest: &mut Option<u64>) {
+    let digest = blob.digest;
+    let before = *furthest.get_or_insert_with(|| {
+        (context.report)(Progress::BlobStart {
+            blob: digest,
+            label: "blob".to_owned(),
+            size_bytes: blob.size,
+            offset_bytes: 0,
+        });
+        0
+    });
+    match event {
+        UploadEvent::Broken(reason) => {
+            (context.report)(Progress::BlobRetry {
+                blob: digest,
+                reason,
+            });
+        }
+        // What is sent again has been counted.
+        UploadEvent::Sent(so_far) if so_far > before => {
+            *furthest = Some(so_far);
+            let count = so_far - before;
+            (context.report)(Progress::BlobBytes {
+                blob: digest,
+                count,
+            });
+        }
+        UploadEvent::Sent(_) => {}
+    }
 }

@@ -11,7 +11,6 @@ use crate::image::config::{ImageConfig, MAX_CONFIG_BYTES, Rest};
 use crate::image::select::{Candidate, SelectError, Wanted, may_fit, select};
 use crate::image::{Dropped, LayerRole, Roles, Selected, architecture};
 use crate::oci::manifest::MAX_DOCUMENT_BYTES;
-use crate::oci::reference::LayoutEntry;
 use crate::oci::{
     Architecture, Descriptor, Digest, Document, Index, LayoutReference, Reference, manifest,
 };
@@ -295,10 +294,10 @@ async fn open(
             let reference = reference.clone();
             return Err(StoreError::NoReference { reference }.into());
         };
-        let layout = Reference::Layout(LayoutReference {
-            directory: context.store.root().to_owned(),
-            entry: LayoutEntry::Digest(raw.digest),
-        });
+        let layout = Reference::Layout(LayoutReference::document(
+            context.store.root().to_owned(),
+            raw.digest,
+        ));
         return Ok((source::open(&layout, &context.sources)?, raw));
     }
     let source = source::open(reference, &context.sources)?;

@@ -143,11 +143,11 @@ pub enum SourceError {
         /// What the registry says.
         words: String,
     },
-    /// The directory is not an OCI layout.
-    #[error("not an OCI layout: {}", directory.display())]
+    /// The directory, or what is in the archive, is not an OCI layout.
+    #[error("not an OCI layout: {}", layout.display())]
     NotALayout {
-        /// The directory.
-        directory: PathBuf,
+        /// The directory or archive.
+        layout: PathBuf,
         /// What is missing or unreadable.
         #[source]
         source: Box<SourceError>,
@@ -162,20 +162,20 @@ pub enum SourceError {
         source: serde_json::Error,
     },
     /// The layout has no entry of that name.
-    #[error("layout {} has no entry {name}; it has {}", directory.display(), list(names))]
+    #[error("layout {} has no entry {name}; it has {}", layout.display(), list(names))]
     LayoutEntryNotFound {
         /// The layout.
-        directory: PathBuf,
+        layout: PathBuf,
         /// The name that was asked for.
         name: String,
         /// The names that there are.
         names: Vec<String>,
     },
     /// Several entries could be meant.
-    #[error("layout {} has several entries; it has {}", directory.display(), list(names))]
+    #[error("layout {} has several entries; it has {}", layout.display(), list(names))]
     LayoutAmbiguous {
         /// The layout.
-        directory: PathBuf,
+        layout: PathBuf,
         /// The names (or digests) of those that could be meant.
         names: Vec<String>,
     },
@@ -184,6 +184,15 @@ pub enum SourceError {
     NotAFile {
         /// The path.
         path: PathBuf,
+    },
+    /// A layout's archive cannot be used.
+    #[error("cannot use archive {}", path.display())]
+    Archive {
+        /// The archive.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        problem: ArchiveProblem,
     },
     /// A file of credentials cannot be used.
     #[error("credentials in {} cannot be used", path.display())]
@@ -516,6 +525,26 @@ pub enum CertificateProblem {
     /// There is one already.
     #[error("it is the second certificate of ours for one host")]
     SecondClient,
+}
+
+/// What is wrong with a layout's archive.
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum ArchiveProblem {
+    /// It would have to be unpacked, while a blob is to be read from any place of it.
+    #[error("it is compressed by {0}")]
+    Compressed(&'static str),
+    /// It is no tar archive, or a damaged one.
+    #[error("it is not a readable tar archive: {0}")]
+    Unreadable(String),
+    /// An entry goes on after the archive's end.
+    #[error("it ends within {0}")]
+    Cut(String),
+    /// Readers would differ in which of them they take.
+    #[error("it has {0} twice")]
+    Twice(String),
+    /// A file of which only the parts that are not zero are in the archive.
+    #[error("it has {0} as a sparse file")]
+    Sparse(String),
 }
 
 /// What is wrong with a file of credentials.

@@ -1,4 +1,4 @@
-//! An OCI layout directory, read without ever leaving it; `writer` makes one.
+//! An OCI layout, read in its directory or in its archive; `writer` makes a directory.
 //!
 //! ```text
 //! oci-layout                 says that it is one
@@ -6,11 +6,15 @@
 //! blobs/<algorithm>/<hex>    the content
 //! ```
 //!
-//! No symbolic link below the directory is followed, and what is not a regular file is not read.
+//! A directory is never left: no symbolic link below it is followed. An archive is never unpacked:
+//! its files are read where they lie in it. In both, what is not a regular file is not read, and
+//! what has another name than these may be there and is passed over.
 //!
 //! Format: OCI image-spec v1.1, image-layout.md.
 
+mod archive;
 mod directory;
+mod place;
 mod writer;
 
 use std::sync::Arc;
@@ -18,13 +22,14 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{Stream, stream};
+use tokio::sync::OnceCell;
 
 use crate::oci::manifest::MAX_DOCUMENT_BYTES;
-use crate::oci::reference::LayoutEntry;
+use crate::oci::reference::{LayoutEntry, tag_of_name};
 use crate::oci::{Descriptor, Digest, LayoutReference, Printable};
 use crate::source::{BlobStream, RawDocument, Source, SourceError, Wanted};
 
-use directory::{Directory, OpenFile};
+use place::{OpenFile, Place};
 pub use writer::Writer;
 
 /// The annotation that gives an entry of `index.json` its name.
@@ -32,22 +37,52 @@ const NAME: &str = "org.opencontainers.image.ref.name";
 /// Bytes read from a blob at a time.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// An OCI layout directory.
+/// An OCI layout, opened once for all that is read of it.
 #[derive(Debug, Clone)]
 pub struct Layout {
     reference: LayoutReference,
+    place: Arc<OnceCell<Arc<Place>>>,
 }
 
 impl Layout {
     /// Opens a layout; touches nothing yet.
     #[must_use]
     pub fn open(reference: LayoutReference) -> Self {
-        Self { reference }
+        Self {
+            reference,
+            place: Arc::new(OnceCell::new()),
+        }
     }
 
-    fn named_document(&self) -> Result<RawDocument, SourceError> {
-        let directory = Directory::open(&self.reference.directory)?;
-        let entries = directory.entries()?;
+    /// The bytes of a blob from `offset` on; fewer if its file is cut in the meantime.
+    ///
+    /// Errors if there is none, or if it has another size.
+    pub async fn pieces(
+        &self,
+        blob: &Descriptor,
+        offset: u64,
+    ) -> Result<impl Stream<Item = Result<Bytes, SourceError>> + Send + use<>, SourceError> {
+        let wanted = blob.clone();
+        let file = self
+            .within(move |layout, place| layout.open_blob(place, &wanted))
+            .await?;
+        Ok(pieces(file, blob.size, offset))
+    }
+
+    /// Does file work in the layout, where it may block.
+    async fn within<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Self, &Place) -> Result<T, SourceError> + Send + 'static,
+    ) -> Result<T, SourceError> {
+        let (form, path) = (self.reference.form, self.reference.path.clone());
+        let opening = || blocking(move || Place::open(form, &path).map(Arc::new));
+        let place = Arc::clone(self.place.get_or_try_init(opening).await?);
+        let layout = self.clone();
+        blocking(move || work(&layout, &place)).await
+    }
+
+    fn named_document(&self, place: &Place) -> Result<RawDocument, SourceError> {
+        let entries = place.entries()?;
         let (digest, entry) = match &self.reference.entry {
             // Any document of the layout may be named by digest, those inside an index too.
             LayoutEntry::Digest(digest) => {
@@ -66,13 +101,12 @@ impl Layout {
         let image = || SourceError::ImageNotFound {
             image: self.reference.to_string(),
         };
-        let file = directory.blob(&digest)?.ok_or_else(image)?;
+        let file = place.blob(&digest)?.ok_or_else(image)?;
         self.read_document(&file, &digest, entry.as_ref())
     }
 
-    fn document_of(&self, entry: &Descriptor) -> Result<RawDocument, SourceError> {
-        let directory = Directory::open(&self.reference.directory)?;
-        let file = directory.blob(&entry.digest)?;
+    fn document_of(&self, place: &Place, entry: &Descriptor) -> Result<RawDocument, SourceError> {
+        let file = place.blob(&entry.digest)?;
         let file = file.ok_or_else(|| self.blob_not_found(&entry.digest))?;
         self.read_document(&file, &entry.digest, Some(entry))
     }
@@ -104,9 +138,8 @@ impl Layout {
         })
     }
 
-    fn open_blob(&self, blob: &Descriptor) -> Result<OpenFile, SourceError> {
-        let directory = Directory::open(&self.reference.directory)?;
-        let file = directory.blob(&blob.digest)?;
+    fn open_blob(&self, place: &Place, blob: &Descriptor) -> Result<OpenFile, SourceError> {
+        let file = place.blob(&blob.digest)?;
         let file = file.ok_or_else(|| self.blob_not_found(&blob.digest))?;
         file.check_size(blob)?;
         Ok(file)
@@ -131,14 +164,17 @@ impl Layout {
             Some(entry) => Some(entry),
             None => {
                 let tagged = others.into_iter().filter(|entry| {
-                    let tag = entry.annotations.get(NAME).and_then(|name| tag(name));
+                    let tag = entry
+                        .annotations
+                        .get(NAME)
+                        .and_then(|name| tag_of_name(name));
                     tag == Some(name)
                 });
                 self.unambiguous(tagged.collect())?
             }
         };
         found.ok_or_else(|| SourceError::LayoutEntryNotFound {
-            directory: self.reference.directory.clone(),
+            layout: self.reference.path.clone(),
             name: Printable(name).to_string(),
             names,
         })
@@ -151,7 +187,7 @@ impl Layout {
         };
         if entries.iter().any(|entry| entry.digest != first.digest) {
             return Err(SourceError::LayoutAmbiguous {
-                directory: self.reference.directory.clone(),
+                layout: self.reference.path.clone(),
                 names: entries.iter().map(shown).collect(),
             });
         }
@@ -169,12 +205,12 @@ impl Layout {
 #[async_trait]
 impl Source for Layout {
     async fn document(&self, wanted: Wanted<'_>) -> Result<RawDocument, SourceError> {
-        let layout = self.clone();
         match wanted {
-            Wanted::Reference => blocking(move || layout.named_document()).await,
+            Wanted::Reference => self.within(Self::named_document).await,
             Wanted::Entry(entry) => {
                 let entry = entry.clone();
-                blocking(move || layout.document_of(&entry)).await
+                self.within(move |layout, place| layout.document_of(place, &entry))
+                    .await
             }
         }
     }
@@ -185,12 +221,9 @@ impl Source for Layout {
     }
 
     async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream<'_>, SourceError> {
-        let layout = self.clone();
-        let wanted = blob.clone();
-        let file = blocking(move || layout.open_blob(&wanted)).await?;
         Ok(BlobStream {
             offset,
-            bytes: Box::pin(pieces(file, blob.size, offset)),
+            bytes: Box::pin(self.pieces(blob, offset).await?),
         })
     }
 }
@@ -224,13 +257,6 @@ fn pieces(
         let offset = offset + piece.len() as u64;
         Ok(Some((Bytes::from(piece), (file, offset))))
     })
-}
-
-/// The tag of a name that is a reference; none of a plain name.
-fn tag(name: &str) -> Option<&str> {
-    name.rsplit_once(':')
-        .map(|(_, tag)| tag)
-        .filter(|tag| !tag.contains('/'))
 }
 
 /// What an entry is called: its name, or else its digest.

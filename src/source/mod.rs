@@ -1,4 +1,4 @@
-//! Where images come from: registries and OCI layout directories. Never knows the store.
+//! Where images come from: registries and OCI layouts. Never knows the store.
 //!
 //! A [`Source`] is opened for one reference and hands out raw documents and byte streams. What it
 //! hands out is bounded and, for documents, verified; the content of a blob is verified by
@@ -20,8 +20,8 @@ use crate::oci::{Descriptor, Digest, Reference};
 
 pub use credentials::Credentials;
 pub use error::{
-    AddressRefusal, AfterMirrors, CertificateProblem, CredentialsProblem, HelperProblem,
-    HostsProblem, MirrorFailure, SourceError, Unavailability, Violation,
+    AddressRefusal, AfterMirrors, ArchiveProblem, CertificateProblem, CredentialsProblem,
+    HelperProblem, HostsProblem, MirrorFailure, SourceError, Unavailability, Violation,
 };
 pub use registry::{Mirrors, Proxies, ProxySetting};
 

@@ -10,6 +10,7 @@
 //! | `instances`   | `prepare`, `list`, `rm`                                                  |
 //! | `dry_runs`    | `run --dry-run`, `define --dry-run`                                      |
 //! | `images`      | `image list|inspect|rm|build|push`                                       |
+//! | `pushes`      | `image push`: from where, what is sent, what breaks                      |
 //! | `credentials` | passwords, auth files, certificates                                      |
 //! | `forms`       | the forms of the specification and of today's publishers                 |
 //! | `legacy`      | the forms of others, and of times past                                   |
@@ -23,6 +24,7 @@
 //! | `odd`         | documents that are odd and yet no error                                  |
 //! | `mirrors`     | what an operator says of registries: mirrors, certificates               |
 //! | `proxies`     | proxies                                                                  |
+//! | `archives`    | images in tar archives                                                   |
 //! | `space`       | what takes space, gives it back, or does not fit                        |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
 //! | `doctor`      | what the host has, and what it lacks                                    |
@@ -64,8 +66,10 @@ mod bounds;
 mod odd;
 mod mirrors;
 mod proxies;
+mod archives;
 mod credentials;
 mod images;
+mod pushes;
 mod space;
 mod usage;
 mod doctor;

@@ -429,7 +429,7 @@ fn a_layout_that_is_none_or_lacks_the_name_is_told() {
         error: not an OCI layout: $TMP/home
           caused by: cannot open $TMP/home/oci-layout
           caused by: No such file or directory (os error 2)
-        hint: name a directory that holds an `oci-layout` file
+        hint: name a directory or tar archive that holds an `oci-layout` file
         [exit status: 125]
         "#,
     );

@@ -145,10 +145,10 @@ fn references_that_are_none_are_refused() {
                 "#,
         ),
         (
-            "oci-archive:x.tar",
+            "docker-archive:x.tar",
             r#"
                 ------- stderr -------
-                error: invalid value 'oci-archive:x.tar' for '<IMAGE>': image reference has a transport that is neither docker:// nor oci: oci-archive:x.tar
+                error: invalid value 'docker-archive:x.tar' for '<IMAGE>': image reference has a transport other than docker://, oci and oci-archive: docker-archive:x.tar
 
                 For more information, try '--help'.
                 [exit status: 2]
@@ -158,7 +158,7 @@ fn references_that_are_none_are_refused() {
             "https://r.example/os:1",
             r#"
                 ------- stderr -------
-                error: invalid value 'https://r.example/os:1' for '<IMAGE>': image reference has a transport that is neither docker:// nor oci: https://r.example/os:1
+                error: invalid value 'https://r.example/os:1' for '<IMAGE>': image reference has a transport other than docker://, oci and oci-archive: https://r.example/os:1
 
                 For more information, try '--help'.
                 [exit status: 2]
@@ -168,7 +168,7 @@ fn references_that_are_none_are_refused() {
             "oci:",
             r#"
                 ------- stderr -------
-                error: invalid value 'oci:' for '<IMAGE>': layout reference names no directory: 
+                error: invalid value 'oci:' for '<IMAGE>': layout reference names no path: 
 
                 For more information, try '--help'.
                 [exit status: 2]

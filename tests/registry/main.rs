@@ -10,6 +10,7 @@
 //! | `mirrors`        | other places that a registry's images are to be had at               |
 //! | `authentication` | challenges, realms, tokens, and where secrets go                 |
 //! | `certificates`   | how a registry proves who it is, and we do                       |
+//! | `uploads`        | uploads that break, stall, are lost or mounted                   |
 //! | `real`           | Debian's `docker-registry`: push, then read back                 |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
@@ -27,15 +28,20 @@ mod connections;
 mod mirrors;
 mod authentication;
 mod certificates;
+mod uploads;
 mod real;
 
+use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use ironboot::oci::{Descriptor, Reference};
+use ironboot::oci::{Descriptor, LayoutReference, Reference};
+use ironboot::source::layout::{Layout, Writer};
 use ironboot::source::registry::{Registry, Timeouts};
 use ironboot::source::{Credentials, Source, SourceError, SourceOptions, TlsPolicy};
+
+use tempfile::TempDir;
 
 use hostile::{Hostile, Reply, Request};
 
@@ -88,6 +94,16 @@ fn login(registry: &str, user: &str, password: &str) -> SourceOptions {
         credentials: Credentials::load(&[file]).unwrap(),
         ..SourceOptions::default()
     }
+}
+
+/// A layout directory that has `bytes` as the content of `blob`, whatever its digest is.
+fn content_of(blob: &Descriptor, bytes: &[u8]) -> (TempDir, Layout) {
+    let directory = tempfile::tempdir().unwrap();
+    Writer::create(directory.path()).unwrap();
+    let file = format!("blobs/sha256/{}", blob.digest.hex());
+    fs::write(directory.path().join(file), bytes).unwrap();
+    let reference = LayoutReference::document(directory.path().to_owned(), blob.digest);
+    (directory, Layout::open(reference))
 }
 
 /// Reads a blob; the bytes that came before an error are returned beside it.

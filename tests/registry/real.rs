@@ -1,34 +1,29 @@
-use std::fs::File;
-use std::io::{Seek, SeekFrom, Write};
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
 use ironboot::oci::manifest::{IRONCORE_ARTIFACTS, OCI_INDEX, OCI_MANIFEST};
 use ironboot::oci::{Descriptor, Digest};
-use ironboot::source::registry::Registry;
+use ironboot::source::registry::{Registry, UploadEvent, Uploaded};
 use ironboot::source::{Source, SourceError, SourceOptions, TlsPolicy, Wanted};
 use oci_client::secrets::RegistryAuth;
 use serde_json::json;
 
 use crate::hostile::{Hostile, Reply};
 use crate::registry::{Access, DockerRegistry, PASSWORD, USER};
-use crate::{login, open, read, told};
+use crate::{content_of, login, open, read, told};
 
 fn content() -> Vec<u8> {
     (0..3_000_000_u32).map(|n| (n % 251) as u8).collect()
 }
 
-/// A file of `bytes` whose cursor is at its end.
-fn file(bytes: &[u8]) -> File {
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(bytes).unwrap();
-    file.seek(SeekFrom::End(0)).unwrap();
-    file
-}
-
 async fn push_blob(registry: &Registry, bytes: &[u8]) -> Result<Descriptor, SourceError> {
     let blob = Descriptor::of("application/octet-stream", bytes);
-    registry.upload_blob(&blob, file(bytes), |_| {}).await?;
+    let (_directory, layout) = content_of(&blob, bytes);
+    let uploaded = registry.upload_blob(&blob, &layout, None, |_| {}).await?;
+    assert_eq!(uploaded, Uploaded::Sent);
     Ok(blob)
 }
 
@@ -115,8 +110,12 @@ async fn an_upload_tells_how_far_it_is_and_is_not_needed_twice() {
     assert!(!registry.has_blob(&blob.digest).await.unwrap());
     let told = Arc::new(AtomicU64::new(0));
     let progress = Arc::clone(&told);
+    let (_directory, layout) = content_of(&blob, &content());
     registry
-        .upload_blob(&blob, file(&content()), move |bytes| {
+        .upload_blob(&blob, &layout, None, move |event| {
+            let UploadEvent::Sent(bytes) = event else {
+                panic!("{event:?}");
+            };
             assert!(progress.swap(bytes, Ordering::SeqCst) < bytes);
         })
         .await
@@ -132,8 +131,9 @@ async fn what_the_registry_does_not_take_is_told_in_its_words() {
     let server = DockerRegistry::start(Access::Open);
     let registry = open(server.address(), ":1", &SourceOptions::default());
     let wrong = Descriptor::of("x/y", b"other content");
+    let (_directory, layout) = content_of(&wrong, b"wrong content");
     let error = registry
-        .upload_blob(&wrong, file(b"wrong content"), |_| {})
+        .upload_blob(&wrong, &layout, None, |_| {})
         .await
         .unwrap_err();
     assert!(
@@ -253,4 +253,96 @@ async fn an_upload_that_is_sent_elsewhere_takes_no_credentials_along() {
     let digest = blob.digest.to_string().replace(':', "%3A");
     assert_eq!(requests[0].query, format!("state=1&digest={digest}"));
     assert_eq!(requests[0].header("content-length"), Some("7"));
+}
+
+/// More than is sent as one request.
+fn large_content() -> Vec<u8> {
+    content().repeat(6)
+}
+
+#[tokio::test]
+async fn a_large_blob_is_read_back() {
+    let server = DockerRegistry::start(Access::Open);
+    let registry = open(server.address(), ":1", &SourceOptions::default());
+    let blob = push_blob(&registry, &large_content()).await.unwrap();
+    let (_, bytes, result) = read(&registry, &blob, 0).await;
+    result.unwrap();
+    assert!(bytes == large_content());
+}
+
+#[tokio::test]
+async fn a_blob_is_mounted_from_where_it_is_and_sent_where_it_is_not() {
+    let server = DockerRegistry::start(Access::Open);
+    let registry = open(server.address(), ":1", &SourceOptions::default());
+    let blob = push_blob(&registry, b"shared").await.unwrap();
+    let (_directory, layout) = content_of(&blob, b"shared");
+    for (from, expected) in [("none", Uploaded::Sent), ("os", Uploaded::Mounted)] {
+        let copy = open(
+            server.address(),
+            &format!("-{from}:1"),
+            &SourceOptions::default(),
+        );
+        assert!(!copy.has_blob(&blob.digest).await.unwrap());
+        let uploaded = copy.upload_blob(&blob, &layout, Some(from), |_| {}).await;
+        assert_eq!(uploaded.unwrap(), expected);
+        let (_, bytes, result) = read(&copy, &blob, 0).await;
+        result.unwrap();
+        assert_eq!(bytes, b"shared");
+    }
+}
+
+/// Leads to `server`, and breaks the connection that is first to carry so many bytes there.
+fn breaking_once(server: &str, after: usize) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (server, is_whole) = (server.to_owned(), Arc::new(AtomicBool::new(true)));
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let there = TcpStream::connect(&server).unwrap();
+            let (mut up, mut down) = (there.try_clone().unwrap(), client.try_clone().unwrap());
+            thread::spawn(move || {
+                // Whichever side ends it, the other is told below.
+                drop(std::io::copy(&mut &there, &mut down));
+                drop(down.shutdown(Shutdown::Both));
+            });
+            let (mut client, is_whole) = (client, Arc::clone(&is_whole));
+            thread::spawn(move || {
+                let (mut carried, mut piece) = (0, vec![0; 64 << 10]);
+                while let Ok(count @ 1..) = client.read(&mut piece) {
+                    carried += count;
+                    let breaks = carried > after && is_whole.swap(false, Ordering::SeqCst);
+                    if breaks || up.write_all(&piece[..count]).is_err() {
+                        break;
+                    }
+                }
+                drop(up.shutdown(Shutdown::Both));
+                drop(client.shutdown(Shutdown::Both));
+            });
+        }
+    });
+    address
+}
+
+/// This registry cannot say how far a broken upload has got, and drops it when asked.
+#[tokio::test]
+async fn an_upload_that_breaks_on_the_way_to_a_real_registry_arrives() {
+    let server = DockerRegistry::start(Access::Open);
+    for (content, after) in [(content(), 1 << 20), (large_content(), 8 << 20)] {
+        let address = breaking_once(server.address(), after);
+        let registry = open(&address, ":1", &SourceOptions::default());
+        let blob = Descriptor::of("x/y", &content);
+        let (_directory, layout) = content_of(&blob, &content);
+        let breaks = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&breaks);
+        let uploaded = registry.upload_blob(&blob, &layout, None, move |event| {
+            if let UploadEvent::Broken(_) = event {
+                count.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        uploaded.await.unwrap();
+        assert_eq!(breaks.load(Ordering::SeqCst), 1);
+        let (_, bytes, result) = read(&registry, &blob, 0).await;
+        result.unwrap();
+        assert!(bytes == content);
+    }
 }

@@ -20,14 +20,27 @@ pub(crate) struct Request {
     pub(crate) path: String,
     pub(crate) query: String,
     pub(crate) headers: Vec<(String, String)>,
+    /// As much of it as was taken.
+    pub(crate) body: Vec<u8>,
 }
 
 /// What is answered.
 #[derive(Debug, Clone)]
 pub(crate) struct Reply {
+    take: Take,
     status: u16,
     headers: Vec<(String, String)>,
     body: Body,
+}
+
+/// How a request's body is read.
+#[derive(Debug, Clone, Copy)]
+enum Take {
+    All,
+    /// So many bytes; then the connection breaks.
+    Only(usize),
+    /// All, at most so many bytes a second.
+    Slowly(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -95,10 +108,25 @@ impl Request {
 impl Reply {
     pub(crate) fn status(status: u16) -> Self {
         Self {
+            take: Take::All,
             status,
             headers: Vec::new(),
             body: Body::Whole(Vec::new()),
         }
+    }
+
+    /// No answer: the connection breaks when so many bytes of the request's body have come.
+    pub(crate) fn broken_after(bytes: usize) -> Self {
+        Self {
+            take: Take::Only(bytes),
+            ..Self::status(500)
+        }
+    }
+
+    /// Takes at most so many bytes of the request's body a second.
+    pub(crate) fn taking_slowly(mut self, bytes_per_second: usize) -> Self {
+        self.take = Take::Slowly(bytes_per_second);
+        self
     }
 
     pub(crate) fn ok(bytes: &[u8]) -> Self {
@@ -156,28 +184,35 @@ fn serve(
     script: &dyn Fn(&Request, usize) -> Reply,
     record: &Mutex<Vec<Request>>,
 ) {
-    let Some(request) = read(&connection) else {
+    let mut reader = BufReader::new(connection.try_clone().unwrap());
+    let Some(request) = read(&connection, &mut reader) else {
         return;
     };
-    let before = {
+    let (place, before) = {
         let mut requests = record.lock().unwrap();
         let before = requests.iter().filter(|r| r.path == request.path).count();
         requests.push(request.clone());
-        before
+        (requests.len() - 1, before)
     };
     let reply = script(&request, before);
+    let Some(body) = take(&request, &mut reader, reply.take) else {
+        return;
+    };
+    record.lock().unwrap()[place].body = body;
+    if let Take::Only(_) = reply.take {
+        return;
+    }
     // A client that hangs up on us is what most scripts want to see.
     drop(write(&mut connection, &request, reply));
 }
 
-/// Reads a request with its body; none of a TLS handshake.
-fn read(connection: &TcpStream) -> Option<Request> {
+/// Reads a request up to its body; none of a TLS handshake.
+fn read(connection: &TcpStream, reader: &mut BufReader<TcpStream>) -> Option<Request> {
     let mut first = [0];
     connection.peek(&mut first).ok()?;
     if !first[0].is_ascii_uppercase() {
         return None;
     }
-    let mut reader = BufReader::new(connection);
     let mut line = String::new();
     reader.read_line(&mut line).ok()?;
     let mut words = line.split(' ');
@@ -188,6 +223,7 @@ fn read(connection: &TcpStream) -> Option<Request> {
         path: path.to_owned(),
         query: query.to_owned(),
         headers: Vec::new(),
+        body: Vec::new(),
     };
     loop {
         let mut line = String::new();
@@ -198,10 +234,27 @@ fn read(connection: &TcpStream) -> Option<Request> {
         let header = (name.to_owned(), value.trim().to_owned());
         request.headers.push(header);
     }
-    let length = request.header("content-length");
-    let length = length.map_or(0, |length| length.parse().unwrap());
-    std::io::copy(&mut reader.take(length), &mut std::io::sink()).ok()?;
     Some(request)
+}
+
+/// Reads the body of a request, or as much of it as is to be taken.
+fn take(request: &Request, reader: &mut BufReader<TcpStream>, take: Take) -> Option<Vec<u8>> {
+    let length = request.header("content-length");
+    let mut length: usize = length.map_or(0, |length| length.parse().unwrap());
+    let mut piece_bytes = length;
+    match take {
+        Take::All => {}
+        Take::Only(bytes) => length = length.min(bytes),
+        Take::Slowly(bytes_per_second) => piece_bytes = (bytes_per_second / 20).max(1),
+    }
+    let mut body = vec![0; length];
+    for piece in body.chunks_mut(piece_bytes.max(1)) {
+        reader.read_exact(piece).ok()?;
+        if let Take::Slowly(_) = take {
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+    Some(body)
 }
 
 fn write(connection: &mut TcpStream, request: &Request, reply: Reply) -> std::io::Result<()> {

@@ -5,9 +5,10 @@ use std::path::Path;
 
 use futures_util::TryStreamExt;
 use rustix::fs::{FileType, Mode};
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 use super::*;
+use crate::oci::LayoutForm;
 use crate::oci::manifest::{OCI_INDEX, OCI_MANIFEST};
 
 const DOCUMENT: &[u8] = br#"{"manifests":[]}"#;
@@ -26,7 +27,25 @@ fn layout(names: &[&str]) -> TempDir {
 
 fn open(directory: &Path, entry: LayoutEntry) -> Layout {
     Layout::open(LayoutReference {
-        directory: directory.to_owned(),
+        form: LayoutForm::Directory,
+        path: directory.to_owned(),
+        entry,
+    })
+}
+
+/// The layout in `directory` as a tar archive.
+fn archived(directory: &Path) -> NamedTempFile {
+    let file = NamedTempFile::new().unwrap();
+    let mut archive = tar::Builder::new(file.as_file());
+    archive.append_dir_all(".", directory).unwrap();
+    archive.into_inner().unwrap();
+    file
+}
+
+fn open_archive(path: &Path, entry: LayoutEntry) -> Layout {
+    Layout::open(LayoutReference {
+        form: LayoutForm::Archive,
+        path: path.to_owned(),
         entry,
     })
 }
@@ -122,11 +141,73 @@ async fn a_blob_is_read_from_any_offset() {
     let writer = Writer::create(directory.path()).unwrap();
     let blob = writer.blob("x/y", &mut content.as_slice()).unwrap();
     let empty = writer.blob("x/y", &mut io::empty()).unwrap();
-    let layout = open(directory.path(), LayoutEntry::Only);
-    assert_eq!(read(&layout, &blob, 0).await.unwrap(), content);
-    let rest = read(&layout, &blob, 2_500_000).await.unwrap();
-    assert_eq!(rest, content[2_500_000..]);
-    assert_eq!(read(&layout, &empty, 0).await.unwrap(), b"");
+    let archive = archived(directory.path());
+    for layout in [
+        open(directory.path(), LayoutEntry::Only),
+        open_archive(archive.path(), LayoutEntry::Only),
+    ] {
+        assert_eq!(read(&layout, &blob, 0).await.unwrap(), content);
+        let rest = read(&layout, &blob, 2_500_000).await.unwrap();
+        assert_eq!(rest, content[2_500_000..]);
+        assert_eq!(read(&layout, &empty, 0).await.unwrap(), b"");
+    }
+}
+
+#[tokio::test]
+async fn an_archive_has_the_entries_and_the_errors_of_its_directory() {
+    let directory = layout(&["reg.example:5000/os:1", "2"]);
+    let archive = archived(directory.path());
+    let in_archive = |entry| open_archive(archive.path(), entry);
+    for wanted in ["reg.example:5000/os:1", "1", "2"] {
+        let expected = open(directory.path(), name(wanted));
+        let expected = expected.document(Wanted::Reference).await.unwrap();
+        let layout = in_archive(name(wanted));
+        assert_eq!(layout.document(Wanted::Reference).await.unwrap(), expected);
+        assert_eq!(layout.current().await.unwrap(), Some(expected.digest));
+        let by_digest = in_archive(LayoutEntry::Digest(expected.digest));
+        let found = by_digest.document(Wanted::Reference).await.unwrap();
+        assert_eq!(found, expected);
+    }
+    let shown = archive.path().display();
+    for (entry, expected) in [
+        (
+            name("3"),
+            format!("layout {shown} has no entry 3; it has reg.example:5000/os:1, 2"),
+        ),
+        (
+            LayoutEntry::Only,
+            format!("layout {shown} has several entries; it has reg.example:5000/os:1, 2"),
+        ),
+    ] {
+        let error = in_archive(entry).document(Wanted::Reference).await;
+        assert_eq!(error.unwrap_err().to_string(), expected);
+    }
+    let other = Descriptor::of("x/y", b"missing");
+    let error = in_archive(name("2")).blob(&other, 0).await.unwrap_err();
+    assert!(matches!(error, SourceError::BlobNotFound { .. }), "{error}");
+    let document = in_archive(name("2"))
+        .document(Wanted::Reference)
+        .await
+        .unwrap();
+    let longer = Descriptor {
+        size: document.bytes.len() as u64 + 1,
+        ..Descriptor::of("x/y", &document.bytes)
+    };
+    let error = in_archive(name("2")).blob(&longer, 0).await.unwrap_err();
+    assert!(matches!(error, SourceError::SizeMismatch { .. }), "{error}");
+}
+
+/// Its headers are read once, so what is put in its place meanwhile must not be read by them.
+#[tokio::test]
+async fn an_archive_that_is_replaced_while_it_is_read_is_read_to_its_end() {
+    let directory = layout(&["a"]);
+    let archive = archived(directory.path());
+    let layout = open_archive(archive.path(), LayoutEntry::Only);
+    let before = layout.document(Wanted::Reference).await.unwrap();
+    let other = NamedTempFile::new().unwrap();
+    fs::rename(other.path(), archive.path()).unwrap();
+    let entry = Descriptor::of(OCI_INDEX, &before.bytes);
+    assert_eq!(read(&layout, &entry, 0).await.unwrap(), before.bytes);
 }
 
 #[tokio::test]

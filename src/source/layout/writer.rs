@@ -13,7 +13,7 @@ use crate::oci::manifest::OCI_INDEX;
 use crate::oci::{Descriptor, Hasher};
 use crate::source::SourceError;
 use crate::source::layout::NAME;
-use crate::source::layout::directory::io_error;
+use crate::source::layout::place::io_error;
 
 /// Bytes copied at a time.
 const PIECE_BYTES: usize = 1 << 20;

@@ -41,6 +41,7 @@ use hosts_file::Capability;
 pub use mirrors::Mirrors;
 use mirrors::{Givers, Tour};
 pub use proxies::{Proxies, ProxySetting};
+pub use push::{UploadEvent, Uploaded};
 pub use transport::Timeouts;
 
 /// One repository of a registry, opened for one reference.

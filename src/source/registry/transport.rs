@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use oci_client::errors::OciEnvelope;
 use reqwest::header::{self, HeaderMap, HeaderValue};
-use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
+use reqwest::{Client, ClientBuilder, RequestBuilder, Response, StatusCode, Url};
 
 use crate::oci::Printable;
 use crate::source::registry::address::{self, AddressPolicy, Refused, Resolver};
@@ -61,7 +61,9 @@ pub(super) struct Transport {
     pub(super) image: String,
     /// Host and port, as typed or spelled.
     pub(super) registry: String,
-    timeouts: Timeouts,
+    pub(super) timeouts: Timeouts,
+    /// For uploads; made when it is needed.
+    uploads: OnceLock<Client>,
 }
 
 impl Transport {
@@ -86,22 +88,40 @@ impl Transport {
             image,
             registry,
             timeouts,
+            uploads: OnceLock::new(),
         }
     }
 
     /// The HTTP client.
     pub(super) fn client(&self) -> Result<&Client, SourceError> {
-        if let Some(client) = self.client.get() {
+        self.made(&self.client, |client| {
+            client.read_timeout(self.timeouts.read)
+        })
+    }
+
+    /// The client for requests that take as long as their body does. For the other one, all the
+    /// time until an answer begins is time without an answer.
+    pub(super) fn client_for_uploads(&self) -> Result<&Client, SourceError> {
+        self.made(&self.uploads, |client| client)
+    }
+
+    fn made<'a>(
+        &self,
+        slot: &'a OnceLock<Client>,
+        finish: impl FnOnce(ClientBuilder) -> ClientBuilder,
+    ) -> Result<&'a Client, SourceError> {
+        if let Some(client) = slot.get() {
             return Ok(client);
         }
-        let made = self.make_client().map_err(|source| SourceError::Client {
+        let made = self.builder().and_then(|builder| finish(builder).build());
+        let made = made.map_err(|source| SourceError::Client {
             registry: self.registry.clone(),
             source,
         })?;
-        Ok(self.client.get_or_init(|| made))
+        Ok(slot.get_or_init(|| made))
     }
 
-    fn make_client(&self) -> reqwest::Result<Client> {
+    fn builder(&self) -> reqwest::Result<ClientBuilder> {
         let (policy, trust) = (&self.policy, &self.trust);
         let mut headers = HeaderMap::new();
         headers.insert(
@@ -113,7 +133,6 @@ impl Transport {
             .user_agent(concat!("ironboot/", env!("CARGO_PKG_VERSION")))
             .default_headers(headers)
             .connect_timeout(self.timeouts.connect)
-            .read_timeout(self.timeouts.read)
             .referer(false)
             .redirect(AddressPolicy::clone(policy).redirects())
             .dns_resolver(Resolver(Arc::clone(policy)))
@@ -122,7 +141,7 @@ impl Transport {
         if let Some(client) = &trust.client {
             builder = builder.identity(client.clone());
         }
-        self.proxies.apply(builder)?.build()
+        self.proxies.apply(builder)
     }
 
     /// Sends a request once. What a later try may mend is [`SourceError::Unavailable`]; other
@@ -275,7 +294,7 @@ impl Transport {
         self.protocol(Violation::Status { status, words })
     }
 
-    fn not_available(&self, cause: Unavailability) -> SourceError {
+    pub(super) fn not_available(&self, cause: Unavailability) -> SourceError {
         SourceError::Unavailable {
             registry: self.registry.clone(),
             cause,
