@@ -25,6 +25,7 @@
 //! | `mirrors`     | what an operator says of registries: mirrors, certificates               |
 //! | `proxies`     | proxies                                                                  |
 //! | `archives`    | images in tar archives                                                   |
+//! | `interop`     | what others' tools write, and what they read of the store                |
 //! | `space`       | what takes space, gives it back, or does not fit                        |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
 //! | `doctor`      | what the host has, and what it lacks                                    |
@@ -67,6 +68,7 @@ mod odd;
 mod mirrors;
 mod proxies;
 mod archives;
+mod interop;
 mod credentials;
 mod images;
 mod pushes;
