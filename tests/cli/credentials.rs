@@ -259,3 +259,45 @@ fn a_password_and_a_token_are_found_nowhere() {
         }
     }
 }
+
+/// As with ECR, whose passwords last for hours and whose helper knows the next.
+#[test]
+fn a_password_that_has_expired_is_asked_of_its_helper_again() {
+    let sandbox = Sandbox::new();
+    let image = disk_only(&disk("amd64"));
+    let base64 = |text: &str| base64::engine::general_purpose::STANDARD.encode(text);
+    let [one, two] = ["AWS:one", "AWS:two"].map(|login| format!("Basic {}", base64(login)));
+    let server = image.serve_except(move |request, _| {
+        let carried = request.header("authorization");
+        let is_blob = request.path.contains("/blobs/");
+        match carried {
+            None => Some(Reply::status(401).header("WWW-Authenticate", "Basic realm=x")),
+            Some(carried) if carried == two || carried == one && !is_blob => None,
+            Some(_) => Some(Reply::status(403).bytes(b"Your authorization token has expired.")),
+        }
+    });
+    let (server, reference) = sandbox.at(&image, server);
+    // Its first answer is one, all others are two.
+    let directory = sandbox.path("helpers");
+    fs::create_dir_all(&directory).unwrap();
+    let helper = directory.join("docker-credential-turns");
+    let asked = sandbox.path("asked");
+    let script = format!(
+        "#!/bin/sh\nsecret=two\n[ -e {0} ] || secret=one\necho x >>{0}\n\
+         echo '{{\"Username\":\"AWS\",\"Secret\":\"'$secret'\"}}'\n",
+        asked.display()
+    );
+    fs::write(&helper, script).unwrap();
+    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
+    let file = sandbox.path("auth.json");
+    let helpers = json!({"credHelpers": {server.address(): "turns"}});
+    fs::write(&file, helpers.to_string()).unwrap();
+    let pull = format!(
+        "pull -q --arch amd64 --authfile {} {reference}",
+        file.display()
+    );
+    let mut command = sandbox.command(pull);
+    command.env("PATH", &directory);
+    check(&sandbox.finish(command).text(), "sha256:<manifest>");
+    assert_eq!(fs::read_to_string(&asked).unwrap().lines().count(), 2);
+}
