@@ -122,6 +122,10 @@ impl Transport {
     }
 
     fn builder(&self) -> reqwest::Result<ClientBuilder> {
+        // ring takes its randomness from the kernel; the other provider first spends longer on
+        // gathering some of its own than a whole look at a tag takes. Whoever uses the library may
+        // have chosen one before.
+        drop(rustls::crypto::ring::default_provider().install_default());
         let (policy, trust) = (&self.policy, &self.trust);
         let mut headers = HeaderMap::new();
         headers.insert(
