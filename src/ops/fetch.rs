@@ -1,6 +1,7 @@
 //! Blobs from a source into the store: several at once, each hashed and written on a thread of its
 //! own while the next bytes arrive, resumed where a connection broke.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +19,10 @@ const PARALLEL: usize = 4;
 static AT_ONCE: Semaphore = Semaphore::const_new(PARALLEL);
 /// Pieces of a stream that may wait for the disk.
 const QUEUE: usize = 4;
-/// Breaks of a connection that are mended without a byte of progress between them.
+/// Breaks of a connection that are mended without progress between them.
 const MAX_BREAKS: u32 = 4;
+/// Bytes between two breaks that count as progress.
+const PROGRESS_BYTES: u64 = 64 << 10;
 /// Somebody who is waited for so long is told of.
 const LONG: Duration = Duration::from_secs(2);
 /// First pause after a break; doubled each time.
@@ -223,7 +226,7 @@ async fn receive(
                 cause: Unavailability::Slow { .. },
                 ..
             }) => MAX_BREAKS,
-            _ if ingest.offset() > before => 0,
+            _ if ingest.offset() >= before + PROGRESS_BYTES => 0,
             _ => breaks + 1,
         };
         if breaks >= MAX_BREAKS {
@@ -232,7 +235,7 @@ async fn receive(
         }
         (context.report)(Progress::BlobRetry {
             blob: expected.digest,
-            reason: error.to_string(),
+            reason: told(&error),
         });
         let pause = tokio::time::sleep(FIRST_PAUSE * 2_u32.pow(breaks));
         if unless_stopped(stopped, pause).await.is_none() {
@@ -241,6 +244,17 @@ async fn receive(
         }
     }
     Ok(Some(ingest))
+}
+
+/// An error and its causes in one line.
+fn told(error: &OpsError) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
 }
 
 /// What ended a stream before its time.
