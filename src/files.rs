@@ -6,7 +6,9 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{
+    AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock, utimensat,
+};
 use thiserror::Error;
 
 /// A file or directory that could not be used.
@@ -74,6 +76,22 @@ pub fn replace(path: &Path, content: &[u8], scratch: &Path) -> Result<(), FileEr
     file.persist(path)
         .map_err(|error| FileError::of("replace", path)(error.error))?;
     path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// Sets the time of a file's last change to now.
+pub fn touch(path: &Path) -> Result<(), FileError> {
+    let times = Timestamps {
+        last_access: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_OMIT,
+        },
+        last_modification: Timespec {
+            tv_sec: 0,
+            tv_nsec: UTIME_NOW,
+        },
+    };
+    utimensat(CWD, path, &times, AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|error| FileError::of("set the time of", path)(error.into()))
 }
 
 /// Reads a small file whole; none if there is none. Errors if it is larger than `limit` bytes.

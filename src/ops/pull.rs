@@ -186,9 +186,9 @@ impl Attempt<'_> {
             };
             let reference = &self.image.reference;
             let store = &self.context.store;
-            let mut unneeded = store.put_reference(reference, top, images, self.context.now)?;
+            let (held, now) = (&self.leased, self.context.now);
             // What a method needed that was rejected, and what the tag led to before.
-            unneeded.extend(&self.leased);
+            let unneeded = store.put_reference(reference, top, &images, held, now)?;
             store.remove_unneeded(unneeded)?;
             return Ok((plan, lease));
         }

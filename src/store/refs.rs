@@ -1,12 +1,15 @@
 //! References and pins: the durable roots, and the export of the references as an OCI layout.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use crate::files::{self, Lock, Wait};
+use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::{Architecture, Descriptor, Digest, Reference, manifest};
 use crate::store::{Store, StoreError};
 
@@ -17,7 +20,7 @@ pub struct StoredReference {
     pub reference: String,
     /// The document that it led to: the index, or the manifest where there is none.
     pub top: Descriptor,
-    /// When it led there, in seconds since 1970.
+    /// When it was first seen to lead there, in seconds since 1970.
     pub resolved_at: u64,
     /// The images of the index that were pulled.
     pub images: Vec<StoredImage>,
@@ -54,6 +57,17 @@ impl StoredReference {
             .map(|blob| blob.digest)
     }
 
+    /// Tells whether `other` is the same, whenever it was resolved.
+    fn is_but_for_the_time(&self, other: &Self) -> bool {
+        let Self {
+            reference,
+            top,
+            resolved_at: _,
+            images,
+        } = self;
+        (reference, top, images) == (&other.reference, &other.top, &other.images)
+    }
+
     /// The documents that the reference needs: its top, and the indexes and manifests below it.
     pub fn documents(&self) -> impl Iterator<Item = &Descriptor> {
         let below = self.images.iter();
@@ -62,50 +76,80 @@ impl StoredReference {
     }
 }
 
+/// The images of `before` and the `new` ones, those that are in both with the blobs of both. What
+/// was there keeps its place, so that the same again changes nothing.
+fn merged(before: Option<&StoredReference>, new: &[StoredImage]) -> Vec<StoredImage> {
+    let mut images = before.map_or_else(Vec::new, |before| before.images.clone());
+    for image in new {
+        let same = |present: &&mut StoredImage| present.manifest.digest == image.manifest.digest;
+        let Some(present) = images.iter_mut().find(same) else {
+            images.push(image.clone());
+            continue;
+        };
+        let mut blobs = std::mem::take(&mut present.blobs);
+        for blob in &image.blobs {
+            match blobs.iter_mut().find(|known| known.digest == blob.digest) {
+                Some(known) => known.clone_from(blob),
+                None => blobs.push(blob.clone()),
+            }
+        }
+        *present = StoredImage {
+            blobs,
+            ..image.clone()
+        };
+    }
+    images
+}
+
 impl Store {
-    /// Records that `reference` led to `top` and that `new` images of it are in the store. The
-    /// images that were pulled before stay as long as `reference` still leads to the same document.
+    /// Records that `reference` led to `top`, that `new` images of it are in the store, and that
+    /// they are used now. The images that were pulled before stay as long as `reference` still
+    /// leads to the same document.
     ///
-    /// Returns what the record named before and names no more.
+    /// Returns what the record named before, or `held` names, and the record does not name: it may
+    /// be needed no more. What is recorded already is not written again; only the time of the
+    /// record's file is set, which is when the reference was used last.
     pub fn put_reference(
         &self,
         reference: &Reference,
         top: &Descriptor,
-        new: Vec<StoredImage>,
+        new: &[StoredImage],
+        held: &BTreeSet<Digest>,
         resolved_at: u64,
     ) -> Result<BTreeSet<Digest>, StoreError> {
-        let _lock = self.lock_references()?;
+        self.create()?;
         let path = self.reference_path(reference);
-        let before: Option<StoredReference> = Self::read_record(&path)?;
-        let mut dropped: BTreeSet<Digest> =
-            before.iter().flat_map(StoredReference::digests).collect();
-        let mut images: Vec<StoredImage> = before
-            .filter(|before| before.top.digest == top.digest)
-            .map_or_else(Vec::new, |before| before.images);
-        for mut image in new {
-            let same = |present: &StoredImage| present.manifest.digest == image.manifest.digest;
-            if let Some(place) = images.iter().position(same) {
-                let present = images.remove(place);
-                let named: BTreeSet<Digest> = image.blobs.iter().map(|blob| blob.digest).collect();
-                let kept = present.blobs.into_iter();
-                image
-                    .blobs
-                    .extend(kept.filter(|blob| !named.contains(&blob.digest)));
-            }
-            images.push(image);
-        }
-        let record = StoredReference {
+        let record = |before: Option<&StoredReference>| StoredReference {
             reference: reference.to_string(),
             top: top.clone(),
             resolved_at,
-            images,
+            images: merged(before.filter(|before| before.top.digest == top.digest), new),
         };
+        {
+            // Shared: beside others who find the same, and not beside one who forgets it.
+            let _lock = Lock::shared(&self.references_lock(), Wait::ForEver)?;
+            let before: Option<StoredReference> = Self::read_record(&path)?;
+            if let Some(before) = &before
+                && record(Some(before)).is_but_for_the_time(before)
+                && self.is_exported()?
+            {
+                files::touch(&path)?;
+                return Ok(held - &before.digests().collect());
+            }
+        }
+        let _lock = self.lock_references()?;
+        let before: Option<StoredReference> = Self::read_record(&path)?;
+        let record = record(before.as_ref());
+        if !self.path("index.json").exists() {
+            // From the first record on there is an export, if not of all of them.
+            self.export()?;
+        }
         self.write_record(&path, &record)?;
         self.export()?;
-        for digest in record.digests() {
-            dropped.remove(&digest);
-        }
-        Ok(dropped)
+        let mut dropped: BTreeSet<Digest> =
+            before.iter().flat_map(StoredReference::digests).collect();
+        dropped.extend(held);
+        Ok(&dropped - &record.digests().collect())
     }
 
     /// The record of `reference`; none if it was never pulled.
@@ -115,11 +159,24 @@ impl Store {
 
     /// The descriptor of the document `digest`, if one of the references leads to it.
     pub fn document(&self, digest: &Digest) -> Result<Option<Descriptor>, StoreError> {
-        let references = self.references()?;
-        let mut documents = references.iter().flat_map(StoredReference::documents);
-        Ok(documents
-            .find(|document| document.digest == *digest)
-            .cloned())
+        // Of what is not here, nobody needs to know what it is called.
+        if fs::symlink_metadata(self.blob_path(digest)).is_err() {
+            return Ok(None);
+        }
+        let directory = self.path("refs");
+        // Mostly it was pulled by its digest, which is then in the name of the record. Only if not,
+        // all records are read.
+        let (likely, others): (Vec<String>, Vec<String>) = files::names(&directory)?
+            .into_iter()
+            .partition(|name| name.contains(&digest.hex()));
+        for name in likely.into_iter().chain(others) {
+            let stored: Option<StoredReference> = Self::read_record(&directory.join(name))?;
+            let mut documents = stored.iter().flat_map(StoredReference::documents);
+            if let Some(found) = documents.find(|document| document.digest == *digest) {
+                return Ok(Some(found.clone()));
+            }
+        }
+        Ok(None)
     }
 
     /// All references, sorted.
@@ -199,9 +256,13 @@ impl Store {
         Ok(pins)
     }
 
+    fn references_lock(&self) -> PathBuf {
+        self.path("refs.lock")
+    }
+
     fn lock_references(&self) -> Result<Lock, StoreError> {
         self.create()?;
-        Ok(Lock::exclusive(&self.path("refs.lock"), Wait::ForEver)?
+        Ok(Lock::exclusive(&self.references_lock(), Wait::ForEver)?
             .expect("a lock that is waited for is taken"))
     }
 
@@ -211,6 +272,13 @@ impl Store {
 
     fn pin_path(&self, name: &str) -> PathBuf {
         self.path("pins").join(file_name(name))
+    }
+
+    /// Tells whether the export is of the references as they are: whoever changes those and is
+    /// killed before the export leaves it older than their directory.
+    fn is_exported(&self) -> Result<bool, StoreError> {
+        let index = changed_at(&self.path("index.json"))?;
+        Ok(index.is_some() && index >= changed_at(&self.path("refs"))?)
     }
 
     /// Writes `oci-layout` and `index.json`, so that other tools can read the store. Nothing here
@@ -243,6 +311,14 @@ impl Store {
     }
 }
 
+/// When the content of a file or directory was changed last; nothing if it is not there.
+fn changed_at(path: &Path) -> Result<Option<SystemTime>, FileError> {
+    match fs::symlink_metadata(path).and_then(|metadata| metadata.modified()) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        result => Ok(Some(result.map_err(FileError::of("look at", path))?)),
+    }
+}
+
 /// A file name for `text`: what is not a letter, digit, `.`, `_` or `-` is written `%xx`; what
 /// would be too long for a file name is hashed.
 fn file_name(text: &str) -> String {
@@ -262,12 +338,20 @@ fn file_name(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::time::Duration;
+
     use super::*;
 
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();
         let store = Store::at(directory.path().to_owned());
         (directory, store)
+    }
+
+    fn put(store: &Store, reference: &Reference, top: &Descriptor, images: &[StoredImage]) {
+        let put = store.put_reference(reference, top, images, &BTreeSet::new(), 1);
+        assert_eq!(put.unwrap(), BTreeSet::new());
     }
 
     fn image(name: &str) -> Vec<StoredImage> {
@@ -287,7 +371,7 @@ mod tests {
         let top = Descriptor::of("i", b"one");
         let count = |top: &Descriptor, name: &str| {
             store
-                .put_reference(&reference, top, image(name), 1)
+                .put_reference(&reference, top, &image(name), &BTreeSet::new(), 1)
                 .unwrap();
             store.reference(&reference).unwrap().unwrap().images.len()
         };
@@ -296,7 +380,7 @@ mod tests {
         assert_eq!(count(&top, "amd64"), 2);
         let moved = Descriptor::of("i", b"two");
         let dropped = store
-            .put_reference(&reference, &moved, image("amd64"), 2)
+            .put_reference(&reference, &moved, &image("amd64"), &BTreeSet::new(), 2)
             .unwrap();
         let gone = [
             top.digest,
@@ -307,14 +391,72 @@ mod tests {
         assert_eq!(store.references().unwrap().len(), 1);
     }
 
+    /// Identity of the file `name` of the store, and when it was changed.
+    fn state(store: &Store, name: &str) -> (u64, SystemTime) {
+        let metadata = fs::metadata(store.path(name)).unwrap();
+        (metadata.ino(), metadata.modified().unwrap())
+    }
+
+    #[test]
+    fn the_same_again_writes_nothing_but_the_time_of_its_use() {
+        let (_directory, store) = store();
+        let reference: Reference = "reg.io/a:1".parse().unwrap();
+        let top = Descriptor::of("i", b"one");
+        let mut images = image("amd64");
+        images.extend(image("arm64"));
+        put(&store, &reference, &top, &images);
+        let record = store.reference_path(&reference);
+        let long_ago = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        fs::File::options()
+            .append(true)
+            .open(&record)
+            .unwrap()
+            .set_modified(long_ago)
+            .unwrap();
+        let (index, refs) = (state(&store, "index.json"), state(&store, "refs"));
+        // One of two images, and with fewer of its blobs: all that is known already.
+        let again = [StoredImage {
+            blobs: Vec::new(),
+            ..images[0].clone()
+        }];
+        let unknown = Digest::of(b"held for nothing");
+        let held = BTreeSet::from([unknown, images[0].blobs[0].digest, top.digest]);
+        let dropped = store.put_reference(&reference, &top, &again, &held, 9);
+        assert_eq!(dropped.unwrap(), BTreeSet::from([unknown]));
+        assert_eq!(state(&store, "index.json"), index);
+        assert_eq!(state(&store, "refs"), refs);
+        assert!(fs::metadata(&record).unwrap().modified().unwrap() > long_ago);
+        let stored = store.reference(&reference).unwrap().unwrap();
+        assert_eq!((stored.images, stored.resolved_at), (images, 1));
+    }
+
+    #[test]
+    fn an_export_that_a_kill_left_behind_is_made_anew_by_the_next_who_comes() {
+        let (_directory, store) = store();
+        let top = Descriptor::of("i", b"one");
+        let [one, two] = ["reg.io/a:1", "reg.io/a:2"].map(|text| text.parse().unwrap());
+        put(&store, &one, &top, &image("x"));
+        let index = fs::read(store.path("index.json")).unwrap();
+        put(&store, &two, &top, &image("x"));
+        // As if killed between the second record and its export.
+        fs::write(store.path("index.json"), &index).unwrap();
+        fs::File::options()
+            .append(true)
+            .open(store.path("index.json"))
+            .unwrap()
+            .set_modified(SystemTime::UNIX_EPOCH)
+            .unwrap();
+        put(&store, &one, &top, &image("x"));
+        let exported = fs::read_to_string(store.path("index.json")).unwrap();
+        assert!(exported.contains("reg.io/a:2"), "{exported}");
+    }
+
     #[test]
     fn a_reference_that_an_instance_needs_is_not_removed() {
         let (_directory, store) = store();
         let reference: Reference = "reg.io/a:1".parse().unwrap();
         let top = Descriptor::of("i", b"one");
-        store
-            .put_reference(&reference, &top, image("x"), 1)
-            .unwrap();
+        put(&store, &reference, &top, &image("x"));
         let manifest = image("x")[0].manifest.digest;
         store.pin("vm", BTreeSet::from([manifest])).unwrap();
         let Err(StoreError::InUse { users, .. }) = store.remove_reference(&reference) else {
@@ -323,7 +465,7 @@ mod tests {
         assert_eq!(users, ["vm"]);
         // A second reference to the same image keeps it for the instance.
         let second: Reference = "reg.io/a:2".parse().unwrap();
-        store.put_reference(&second, &top, image("x"), 1).unwrap();
+        put(&store, &second, &top, &image("x"));
         store.remove_reference(&reference).unwrap();
         store.unpin("vm").unwrap();
         store.remove_reference(&second).unwrap();
@@ -341,9 +483,12 @@ mod tests {
         let inner = Descriptor::of("i", b"inner");
         let mut images = image("x");
         images[0].indexes = vec![inner.clone()];
-        store.put_reference(&reference, &top, images, 1).unwrap();
+        put(&store, &reference, &top, &images);
         let stored = store.reference(&reference).unwrap().unwrap();
         assert!(stored.digests().any(|digest| digest == inner.digest));
+        assert_eq!(store.document(&inner.digest).unwrap(), None);
+        let lease = store.lease([inner.digest]).unwrap();
+        lease.put(&inner, b"inner").unwrap();
         assert_eq!(store.document(&inner.digest).unwrap(), Some(inner.clone()));
     }
 
