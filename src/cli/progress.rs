@@ -369,6 +369,9 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
         Progress::VerdictLost { reason } => {
             Some(format!("warning: how KVM did is not remembered: {reason}"))
         }
+        Progress::DomainsUnknown(reason) => Some(format!(
+            "warning: no blob is removed, a domain may need it: {reason}"
+        )),
         Progress::HypervisorSaid(words) => Some(format!("QEMU: {}", Printable(&words))),
         Progress::Started(name) => verbose.then(|| format!("started {name}")),
         Progress::Waiting { label } => Some(format!(

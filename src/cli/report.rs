@@ -10,11 +10,11 @@ use crate::firmware::FirmwareError;
 use crate::hypervisor::HypervisorError;
 use crate::image::SelectError;
 use crate::instance::InstanceError;
-use crate::oci::Reference;
+use crate::oci::{Printable, Reference};
 use crate::ops::OpsError;
 use crate::source::{ArchiveProblem, SourceError};
 use crate::stage::StageError;
-use crate::store::StoreError;
+use crate::store::{StoreError, User};
 
 /// What kind of error it is, for programs. The words are part of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -277,9 +277,13 @@ fn store(error: &StoreError) -> (Kind, Option<String>) {
         ),
         StoreError::InUse { users, .. } => (
             Kind::Conflict,
-            users
-                .first()
-                .map(|user| format!("remove the instance first: `ironboot rm {user}`")),
+            users.first().map(|user| match user {
+                User::Instance(_) => format!("remove the instance first: `ironboot rm {user}`"),
+                User::Domain { name, uri } => format!(
+                    "undefine the domain first: `virsh --connect {uri} undefine {}`",
+                    Printable(name)
+                ),
+            }),
         ),
     }
 }
@@ -404,6 +408,7 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
             }),
         ),
         Error::Libvirt { .. }
+        | Error::Listing { .. }
         | Error::QemuStart { .. }
         | Error::Monitor { .. }
         | Error::Path { .. }

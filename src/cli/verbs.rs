@@ -66,6 +66,7 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
         host: Host::probe(),
         firmware_directories: environment::firmware_directories(),
         now: environment::now(),
+        libvirt: environment::own_libvirt(),
         open_hypervisor: &open_hypervisor,
         report: &report,
     };

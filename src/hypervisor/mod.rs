@@ -25,6 +25,7 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use crate::domain::{Boot, DomainName, DomainSpec, Firmware, Uuid};
+use crate::oci::Digest;
 
 /// Something that runs VMs.
 #[async_trait]
@@ -57,12 +58,26 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// no error.
     async fn undefine(&self, spec: &DomainSpec) -> Result<(), HypervisorError>;
 
+    /// The VMs that are known to it, whoever made them; none to a hypervisor that keeps no list.
+    async fn known(&self) -> Result<Vec<Known>, HypervisorError>;
+
     /// Opens the console of a running VM for typing.
     async fn console(&self, spec: &DomainSpec) -> Result<ConsoleInput, HypervisorError>;
 }
 
 /// Bytes for a VM's first serial port; the console is closed when it is dropped.
 pub type ConsoleInput = mpsc::Sender<Vec<u8>>;
+
+/// A VM that a hypervisor knows, whoever made it, and what it names.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Known {
+    /// Its name.
+    pub name: String,
+    /// Every text in its description that may have a path in it.
+    pub texts: Vec<String>,
+    /// The documents that it was made from, if ironboot made it.
+    pub digests: Vec<Digest>,
+}
 
 /// A user and group of this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,6 +195,14 @@ pub enum HypervisorError {
     /// libvirt can not be reached.
     #[error("can not connect to libvirt at {uri}: {message}")]
     Connect {
+        /// The URI.
+        uri: String,
+        /// libvirt's words.
+        message: String,
+    },
+    /// libvirt can be reached, and does not tell of all its domains.
+    #[error("libvirt at {uri} does not tell of all its domains: {message}")]
+    Listing {
         /// The URI.
         uri: String,
         /// libvirt's words.

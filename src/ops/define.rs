@@ -5,9 +5,9 @@ use std::os::unix::fs::MetadataExt;
 
 use crate::domain::DomainSpec;
 use crate::hypervisor::{DomainState, Hypervisor, HypervisorError};
-use crate::ops::accelerator;
 use crate::ops::prepare::{IfDifferent, InstanceRequest, Prepared, prepare};
 use crate::ops::{Context, OpsError, Progress};
+use crate::ops::{accelerator, instances};
 
 /// Whether to start what was defined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub async fn define(
     if let Err(error) = defined {
         if prepared.is_new {
             context.instances.remove(&spec.name)?;
-            context.store.unpin(spec.name.as_str())?;
+            instances::unpin(context, &spec.name).await?;
         }
         return Err(error.into());
     }

@@ -9,9 +9,9 @@ use crate::oci::{
 };
 use crate::ops::resolve::describe;
 use crate::ops::tree::{self, Found, Node};
-use crate::ops::{Context, OpsError, blocking};
+use crate::ops::{Context, OpsError, blocking, users};
 use crate::source::{self, Wanted};
-use crate::store::StoredReference;
+use crate::store::{StoreError, StoredReference};
 
 /// An image of the store and the space that it takes.
 #[derive(Debug)]
@@ -155,14 +155,17 @@ fn content(manifest: Manifest, entry: &IndexEntry, name: Option<&Reference>) -> 
     }
 }
 
-/// Forgets an image and removes the blobs that nothing else needs. Returns the bytes freed.
+/// Forgets an image and removes the blobs that nobody else needs. Returns the bytes freed.
+///
+/// Errors if an instance or a domain of libvirt's needs it.
 pub async fn remove(context: &Context<'_>, reference: &Reference) -> Result<u64, OpsError> {
+    let domains = users::domains(context).await?;
     let (store, reference) = (context.store.clone(), reference.clone());
-    blocking(move || {
-        let removed = store.remove_reference(&reference)?;
-        let digests: BTreeSet<Digest> = removed.digests().collect();
-        let freed = store.remove_unneeded(digests)?;
-        Ok::<u64, crate::store::StoreError>(freed.iter().map(|blob| blob.size_bytes).sum())
+    let (removed, domains) = blocking(move || {
+        let removed = store.remove_reference(&reference, &domains.uses)?;
+        Ok::<_, StoreError>((removed, domains))
     })
-    .await
+    .await?;
+    let freed = users::release_from(context, removed.digests().collect(), domains).await?;
+    Ok(freed.iter().map(|blob| blob.size_bytes).sum())
 }

@@ -4,7 +4,7 @@ use crate::domain::DomainName;
 use crate::files::Wait;
 use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop, qemu};
 use crate::instance::{InstanceError, Record};
-use crate::ops::{Context, OpsError, Progress, accelerator, blocking};
+use crate::ops::{Context, OpsError, Progress, accelerator, blocking, users};
 
 /// An instance and what it does.
 #[derive(Debug)]
@@ -96,7 +96,7 @@ pub async fn remove(
         if context.instances.directory(name).exists()
             || pins.iter().any(|(pinned, _)| pinned == name.as_str())
         {
-            return forget(context, name);
+            return forget(context, name).await;
         }
         return Err(InstanceError::None { name: name.clone() }.into());
     };
@@ -122,7 +122,7 @@ pub(super) async fn remove_locked(
         }
         hypervisor.undefine(&record.spec).await?;
     }
-    forget(context, name)
+    forget(context, name).await
 }
 
 /// Removes the ephemeral instances whose `run` was killed and whose VM has stopped since, and the
@@ -155,7 +155,7 @@ async fn sweep_one(context: &Context<'_>, name: &DomainName) -> Result<(), OpsEr
     let Some(record) = context.instances.find(name)? else {
         // Somebody's directory without a record is none of ours; a pin without anything is.
         if !context.instances.directory(name).exists() {
-            context.store.unpin(name.as_str())?;
+            unpin(context, name).await?;
         }
         return Ok(());
     };
@@ -163,13 +163,20 @@ async fn sweep_one(context: &Context<'_>, name: &DomainName) -> Result<(), OpsEr
         return Ok(());
     };
     if is_swept(&record) && qemu::Qemu.state(&record.spec).await? == DomainState::Stopped {
-        forget(context, name)?;
+        forget(context, name).await?;
     }
     Ok(())
 }
 
 /// Removes an instance that does not run; its name is locked.
-pub(super) fn forget(context: &Context<'_>, name: &DomainName) -> Result<(), OpsError> {
+pub(super) async fn forget(context: &Context<'_>, name: &DomainName) -> Result<(), OpsError> {
     context.instances.remove(name)?;
-    Ok(context.store.unpin(name.as_str())?)
+    unpin(context, name).await
+}
+
+/// Drops the pin of a name that has no instance, and removes what only it kept.
+pub(super) async fn unpin(context: &Context<'_>, name: &DomainName) -> Result<(), OpsError> {
+    let kept = context.store.unpin(name.as_str())?;
+    users::release(context, kept).await?;
+    Ok(())
 }

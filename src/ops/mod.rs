@@ -18,6 +18,7 @@ pub mod resolve;
 pub mod run;
 mod space;
 mod tree;
+mod users;
 
 use std::path::PathBuf;
 
@@ -57,6 +58,8 @@ pub struct Context<'a> {
     pub firmware_directories: Vec<PathBuf>,
     /// The time, in seconds since 1970.
     pub now: u64,
+    /// The caller's own libvirt, if there is one: its domains may use the store.
+    pub libvirt: Option<String>,
     /// Opens hypervisors by name.
     pub open_hypervisor: OpenHypervisor<'a>,
     /// Hears what happens.

@@ -365,6 +365,7 @@ fn make(
     let draft = draft(&context.instances, own, owner);
     let made = draft.and_then(|draft| Ok(draft.commit(&context.instances, record)?));
     if made.is_err() {
+        // The reference keeps what it kept.
         context.store.unpin(name.as_str())?;
     }
     made

@@ -83,6 +83,9 @@ pub enum Progress {
     },
     /// A line that the hypervisor wrote: an error or a warning.
     HypervisorSaid(String),
+    /// A libvirt can not be asked which of its domains need blobs, for this reason; no blob is
+    /// removed.
+    DomainsUnknown(String),
     /// A VM was started.
     Started(DomainName),
 }

@@ -10,7 +10,7 @@ use crate::ops::fetch::{self, Item};
 use crate::ops::planner::Planner;
 use crate::ops::resolve::{ImageRequest, Resolved, resolve};
 use crate::ops::tree::{self, Found, Node};
-use crate::ops::{Context, OpsError, Progress, blocking, space};
+use crate::ops::{Context, OpsError, Progress, blocking, space, users};
 use crate::source::Source;
 use crate::stage::{self, Inspected, StageError};
 use crate::store::{Lease, StoredImage};
@@ -111,12 +111,9 @@ pub async fn pull_resolved(
 
 /// Removes what an attempt has fetched and nobody needs.
 async fn clear(context: &Context<'_>, leased: BTreeSet<Digest>) -> Result<(), OpsError> {
-    let store = context.store.clone();
-    blocking(move || {
-        store.remove_partials(leased.iter().copied())?;
-        store.remove_unneeded(leased)
-    })
-    .await?;
+    let (store, digests) = (context.store.clone(), leased.clone());
+    blocking(move || store.remove_partials(digests)).await?;
+    users::release(context, leased).await?;
     Ok(())
 }
 
@@ -189,7 +186,7 @@ impl Attempt<'_> {
             let (held, now) = (&self.leased, self.context.now);
             // What a method needed that was rejected, and what the tag led to before.
             let unneeded = store.put_reference(reference, top, &images, held, now)?;
-            store.remove_unneeded(unneeded)?;
+            users::release(self.context, unneeded).await?;
             return Ok((plan, lease));
         }
     }

@@ -140,7 +140,7 @@ pub async fn finish(context: &Context<'_>, running: Running) -> Result<(), OpsEr
         // Nobody waits for long: whoever has it sees an instance that is in use.
         let _lock = context.instances.lock(&spec.name, Wait::ForEver)?;
         if is_ours()? {
-            instances::forget(context, &spec.name)?;
+            instances::forget(context, &spec.name).await?;
         }
     }
     drop(running.run_lock);

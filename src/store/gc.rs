@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::Digest;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, Use};
 
 /// A blob that was taken out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,18 +19,33 @@ pub struct Removed {
 }
 
 impl Store {
-    /// Removes those of `digests` that no reference, pin or live lease names.
+    /// Those of `digests` that are here and that no reference, pin, instance or live lease names
+    /// now: an estimate, which costs nobody anything.
+    pub fn unneeded(
+        &self,
+        digests: impl IntoIterator<Item = Digest>,
+    ) -> Result<BTreeSet<Digest>, StoreError> {
+        let mut unneeded = self.present(digests);
+        if !unneeded.is_empty() {
+            let needed = self.needed(&self.live_leases()?, &[])?;
+            unneeded.retain(|digest| !needed.contains(digest));
+        }
+        Ok(unneeded)
+    }
+
+    /// Removes those of `digests` that no reference, pin, instance or live lease names, and none of
+    /// `others` needs.
     ///
     /// Others are held up only while the roots are read and the victims renamed; the files
     /// themselves, which may take long to free, are deleted after that.
     pub fn remove_unneeded(
         &self,
         digests: impl IntoIterator<Item = Digest>,
+        others: &[Use],
     ) -> Result<Vec<Removed>, StoreError> {
         // Mostly there is nothing, and then nobody is held up and no record is read. What comes
         // meanwhile is somebody's who wants it.
-        let is_here = |digest: &Digest| fs::symlink_metadata(self.blob_path(digest)).is_ok();
-        let digests: Vec<Digest> = digests.into_iter().filter(is_here).collect();
+        let digests = self.present(digests);
         if digests.is_empty() {
             return Ok(Vec::new());
         }
@@ -39,7 +54,7 @@ impl Store {
         let mut trash: Vec<PathBuf> = Vec::new();
         {
             let _collecting = Lock::exclusive(&self.path("gc.lock"), Wait::ForEver)?;
-            let needed = self.needed()?;
+            let needed = self.needed(&self.leased()?, others)?;
             // What one that was killed here had already taken out.
             for name in files::names(&self.path("tmp"))? {
                 if name.starts_with("removed-") {
@@ -71,15 +86,26 @@ impl Store {
         Ok(removed)
     }
 
-    /// Everything that a reference, a pin or a live lease names.
-    fn needed(&self) -> Result<BTreeSet<Digest>, StoreError> {
-        let mut needed = self.leased()?;
+    fn present(&self, digests: impl IntoIterator<Item = Digest>) -> BTreeSet<Digest> {
+        let is_here = |digest: &Digest| fs::symlink_metadata(self.blob_path(digest)).is_ok();
+        digests.into_iter().filter(is_here).collect()
+    }
+
+    /// Everything that a reference, a pin, an instance's record, one of `others` or a lease names.
+    ///
+    /// `leased` is read before the rest: who ends a lease meanwhile has by then written down what
+    /// of it is needed for longer.
+    pub(super) fn needed(
+        &self,
+        leased: &BTreeSet<Digest>,
+        others: &[Use],
+    ) -> Result<BTreeSet<Digest>, StoreError> {
+        let mut needed = leased.clone();
         for reference in self.references()? {
             needed.extend(reference.digests());
         }
-        for (_, digests) in self.pins()? {
-            needed.extend(digests);
-        }
+        let instances = self.instance_uses()?;
+        needed.extend(instances.iter().chain(others).flat_map(Use::digests));
         Ok(needed)
     }
 }
@@ -99,11 +125,11 @@ mod tests {
         for (i, blob) in (0..3_u8).zip(&blobs) {
             lease.put(blob, &[i]).unwrap();
         }
-        assert_eq!(store.remove_unneeded(all()).unwrap(), []);
+        assert_eq!(store.remove_unneeded(all(), &[]).unwrap(), []);
         drop(lease);
         let lease = store.lease([blobs[0].digest]).unwrap();
         store.pin("vm", BTreeSet::from([blobs[1].digest])).unwrap();
-        let removed = store.remove_unneeded(all()).unwrap();
+        let removed = store.remove_unneeded(all(), &[]).unwrap();
         assert_eq!(removed.len(), 1);
         assert_eq!(removed[0].digest, blobs[2].digest);
         assert!(lease.blob(&blobs[0]).unwrap().is_some());
@@ -126,7 +152,7 @@ mod tests {
         let text = fs::read(&left).unwrap();
         drop(lease);
         fs::write(&left, text).unwrap();
-        assert_eq!(store.remove_unneeded([blob.digest]).unwrap().len(), 1);
+        assert_eq!(store.remove_unneeded([blob.digest], &[]).unwrap().len(), 1);
         assert!(!left.exists());
     }
 }

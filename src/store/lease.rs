@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write;
-use std::path::PathBuf;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -47,6 +47,23 @@ impl Store {
         })
     }
 
+    /// What the live leases name, as far as they are written.
+    pub(super) fn live_leases(&self) -> Result<BTreeSet<Digest>, StoreError> {
+        let directory = self.path("leases");
+        let mut leased = BTreeSet::new();
+        for name in crate::files::names(&directory)? {
+            let path = directory.join(name);
+            match File::open(&path) {
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                Err(error) => return Err(FileError::of("open", &path)(error).into()),
+                // Dead, if nobody holds it against us.
+                Ok(file) if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() => continue,
+                Ok(_) => leased.extend(named_in(&path)),
+            }
+        }
+        Ok(leased)
+    }
+
     /// What the live leases name. Files that nobody holds any more are removed.
     ///
     /// Call only with `gc.lock` held exclusively, when no lease is half written.
@@ -59,11 +76,17 @@ impl Store {
                 crate::files::remove(&path)?;
                 continue;
             }
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            leased.extend(text.lines().filter_map(|line| line.parse::<Digest>().ok()));
+            leased.extend(named_in(&path));
         }
         Ok(leased)
     }
+}
+
+/// The digests that a lease names; none if it has just ended.
+fn named_in(path: &Path) -> Vec<Digest> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let lines = text.lines();
+    lines.filter_map(|line| line.parse().ok()).collect()
 }
 
 impl Lease {

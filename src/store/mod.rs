@@ -16,13 +16,15 @@
 //!
 //! A kill at any instant leaves a valid store: data is synced before it is renamed into place, a
 //! directory after, children before parents and the reference last. Locks are file locks, so the
-//! kernel drops them with their process. Nothing is deleted that a reference, a pin or a live
-//! lease names; a lease is written before the existence of a blob is looked at.
+//! kernel drops them with their process. Nothing is deleted that a reference, a pin, an instance's
+//! record, a domain of libvirt's or a live lease names; a lease is written before the existence of
+//! a blob is looked at.
 
 mod gc;
 mod ingest;
 mod lease;
 mod refs;
+mod uses;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -33,9 +35,11 @@ use thiserror::Error;
 use crate::files::{self, FileError};
 use crate::oci::{Descriptor, Digest, Reference};
 
+pub use gc::Removed;
 pub use ingest::{Claim, Ingest};
 pub use lease::Lease;
 pub use refs::{StoredImage, StoredReference};
+pub use uses::{Use, User};
 
 /// The content-addressed directory.
 #[derive(Debug, Clone)]
@@ -109,13 +113,18 @@ pub enum StoreError {
         reference: Reference,
     },
     /// A reference that something still needs.
-    #[error("image {reference} is used by {}", users.join(", "))]
+    #[error("image {reference} is used by {}", list(users))]
     InUse {
         /// The reference.
         reference: Reference,
-        /// Names of the instances.
-        users: Vec<String>,
+        /// Who needs it.
+        users: Vec<User>,
     },
+}
+
+fn list(users: &[User]) -> String {
+    let words: Vec<String> = users.iter().map(ToString::to_string).collect();
+    words.join(", ")
 }
 
 /// Largest record of our own that is read, in bytes.

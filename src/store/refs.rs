@@ -11,7 +11,8 @@ use serde_json::json;
 
 use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::{Architecture, Descriptor, Digest, Reference, manifest};
-use crate::store::{Store, StoreError};
+use crate::store::uses::Held;
+use crate::store::{Store, StoreError, Use};
 
 /// What the store knows of one reference.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -190,32 +191,21 @@ impl Store {
         Ok(references)
     }
 
-    /// Forgets `reference`. Errors if there is none, or if an instance needs what no other
-    /// reference holds.
-    pub fn remove_reference(&self, reference: &Reference) -> Result<StoredReference, StoreError> {
+    /// Forgets `reference`. Errors if there is none, or if an instance or one of `others` needs
+    /// what no other reference holds.
+    pub fn remove_reference(
+        &self,
+        reference: &Reference,
+        others: &[Use],
+    ) -> Result<StoredReference, StoreError> {
         let _lock = self.lock_references()?;
         let no_reference = || StoreError::NoReference {
             reference: reference.clone(),
         };
         let record = self.reference(reference)?.ok_or_else(no_reference)?;
-        // An instance uses an image if it was made from its manifest; single blobs, such as an
-        // empty config, are shared by images that have nothing to do with each other.
-        let manifests = |record: &StoredReference| -> BTreeSet<Digest> {
-            let images = record.images.iter();
-            images.map(|image| image.manifest.digest).collect()
-        };
-        let mut own = manifests(&record);
-        for other in self.references()? {
-            if other.reference != record.reference {
-                own = &own - &manifests(&other);
-            }
-        }
-        let users: Vec<String> = self
-            .pins()?
-            .into_iter()
-            .filter(|(_, digests)| !own.is_disjoint(digests))
-            .map(|(name, _)| name)
-            .collect();
+        let held = Held::by(&self.references()?);
+        let uses = [&self.instance_uses()?, others].concat();
+        let users = held.users(&record, &uses);
         if !users.is_empty() {
             return Err(StoreError::InUse {
                 reference: reference.clone(),
@@ -234,15 +224,13 @@ impl Store {
         self.write_record(&path, &Pin { name, digests })
     }
 
-    /// Drops the pin of `name`, if there is one, and removes what only it kept.
-    pub fn unpin(&self, name: &str) -> Result<(), StoreError> {
+    /// Drops the pin of `name`. Returns what it kept, which may be needed no more; nothing if there
+    /// is none.
+    pub fn unpin(&self, name: &str) -> Result<BTreeSet<Digest>, StoreError> {
         let path = self.pin_path(name);
         let pin: Option<Pin> = Self::read_record(&path)?;
         files::remove(&path)?;
-        if let Some(pin) = pin {
-            self.remove_unneeded(pin.digests)?;
-        }
-        Ok(())
+        Ok(pin.map_or_else(BTreeSet::new, |pin| pin.digests))
     }
 
     /// All pins by name.
@@ -342,6 +330,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::store::User;
 
     fn store() -> (tempfile::TempDir, Store) {
         let directory = tempfile::tempdir().unwrap();
@@ -459,18 +448,37 @@ mod tests {
         put(&store, &reference, &top, &image("x"));
         let manifest = image("x")[0].manifest.digest;
         store.pin("vm", BTreeSet::from([manifest])).unwrap();
-        let Err(StoreError::InUse { users, .. }) = store.remove_reference(&reference) else {
+        let Err(StoreError::InUse { users, .. }) = store.remove_reference(&reference, &[]) else {
             panic!("removed what an instance needs");
         };
-        assert_eq!(users, ["vm"]);
+        assert_eq!(users, [User::Instance("vm".to_owned())]);
+        // Who is known only by a blob that it opens.
+        let domain = |opened| Use {
+            user: User::Domain {
+                name: "web".to_owned(),
+                uri: "qemu:///system".to_owned(),
+            },
+            named: BTreeSet::new(),
+            opened: BTreeSet::from([opened]),
+        };
+        let layer = image("x")[0].blobs[0].digest;
+        let Err(error) = store.remove_reference(&reference, &[domain(layer)]) else {
+            panic!("removed what an instance and a domain need");
+        };
+        assert_eq!(
+            error.to_string(),
+            "image reg.io/a:1 is used by vm, domain web of qemu:///system"
+        );
         // A second reference to the same image keeps it for the instance.
         let second: Reference = "reg.io/a:2".parse().unwrap();
         put(&store, &second, &top, &image("x"));
-        store.remove_reference(&reference).unwrap();
-        store.unpin("vm").unwrap();
-        store.remove_reference(&second).unwrap();
+        store
+            .remove_reference(&reference, &[domain(layer)])
+            .unwrap();
+        assert_eq!(store.unpin("vm").unwrap(), BTreeSet::from([manifest]));
+        store.remove_reference(&second, &[]).unwrap();
         assert!(matches!(
-            store.remove_reference(&second),
+            store.remove_reference(&second, &[]),
             Err(StoreError::NoReference { .. })
         ));
     }

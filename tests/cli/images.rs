@@ -103,6 +103,24 @@ fn an_image_that_an_instance_needs_is_not_removed() {
 }
 
 #[test]
+fn an_instance_whose_pin_has_vanished_keeps_its_image_by_its_record() {
+    let sandbox = Sandbox::new();
+    let image = sandbox.layout(&disk_only(&disk("amd64")));
+    sandbox.run(format!(
+        "prepare -q --name vm --arch amd64 --accel tcg {image}"
+    ));
+    fs::remove_file(sandbox.store().join("pins/vm.json")).unwrap();
+    let output = sandbox.run(format!("image rm --json {image}"));
+    assert_eq!(output.status, 125);
+    let error = &output.json()["error"];
+    assert_eq!(error["kind"], "conflict");
+    assert_eq!(
+        error["message"], "image oci:$LAYOUT:1 is used by vm",
+        "{error}"
+    );
+}
+
+#[test]
 fn inspect_shows_all_and_says_where_it_was_read() {
     let sandbox = Sandbox::new();
     let (server, image) = sandbox.serve(&direct());

@@ -39,6 +39,14 @@ impl Connection {
     pub(super) fn lost(&self, error: &VirtError) -> HypervisorError {
         self.uri.unreachable(error)
     }
+
+    /// For a list of its domains that is not whole.
+    pub(super) fn unlisted(&self, message: &str) -> HypervisorError {
+        HypervisorError::Listing {
+            uri: self.uri.as_str().to_owned(),
+            message: message.to_owned(),
+        }
+    }
 }
 
 /// Something that is being done to a domain, to be named if it fails.

@@ -9,6 +9,7 @@ mod connection;
 mod console;
 pub mod devices;
 mod element;
+mod known;
 mod os;
 pub mod xml;
 
@@ -32,7 +33,7 @@ use crate::domain::DomainSpec;
 use crate::hypervisor::libvirt::connection::{Attempt, Connection, Uri};
 use crate::hypervisor::libvirt::devices::Labels;
 use crate::hypervisor::{
-    ConsoleInput, DomainState, Hypervisor, HypervisorError, Owner, Stop, Trouble,
+    ConsoleInput, DomainState, Hypervisor, HypervisorError, Known, Owner, Stop, Trouble,
 };
 use crate::oci::Printable;
 
@@ -246,6 +247,10 @@ impl Hypervisor for Libvirt {
             Ok(())
         })
         .await
+    }
+
+    async fn known(&self) -> Result<Vec<Known>, HypervisorError> {
+        self.connected(|connection| known::known(&connection)).await
     }
 
     async fn console(&self, spec: &DomainSpec) -> Result<ConsoleInput, HypervisorError> {

@@ -11,7 +11,7 @@ use crate::hypervisor::libvirt::os::{oem_strings, os};
 use crate::hypervisor::{HypervisorError, Owner, without_network_boot};
 
 /// Namespace of what ironboot notes in a domain's metadata.
-const METADATA_NAMESPACE: &str = "https://ironcore.dev/ironboot/domain/1";
+pub(super) const METADATA_NAMESPACE: &str = "https://ironcore.dev/ironboot/domain/1";
 
 /// Renders the domain's XML document.
 ///

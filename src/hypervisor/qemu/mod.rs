@@ -36,7 +36,7 @@ use tokio::time::{Instant, sleep};
 use crate::domain::{DomainName, DomainSpec};
 use crate::files::{self, Lock, Wait};
 use crate::hypervisor::{
-    ConsoleInput, DomainState, Hypervisor, HypervisorError, Owner, Stop, Trouble,
+    ConsoleInput, DomainState, Hypervisor, HypervisorError, Known, Owner, Stop, Trouble,
 };
 
 /// Name in records and JSON.
@@ -64,6 +64,11 @@ impl Hypervisor for Qemu {
 
     async fn file_owner(&self) -> Result<Option<Owner>, HypervisorError> {
         Ok(None)
+    }
+
+    /// Its VMs are those of the instances' records.
+    async fn known(&self) -> Result<Vec<Known>, HypervisorError> {
+        Ok(Vec::new())
     }
 
     /// QEMU keeps no list of VMs: the instance's record is all there is.
