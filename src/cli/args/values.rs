@@ -1,0 +1,155 @@
+//! What a value of an option may be, and how it is read.
+
+use std::error::Error;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::domain::{FwCfgName, LinkName};
+use crate::oci::{Reference, ReferenceError};
+
+/// What the network card is connected to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::cli) enum NetworkWord {
+    None,
+    User,
+    Libvirt(LinkName),
+    Bridge(LinkName),
+}
+
+/// A credential for the guest's systemd.
+#[derive(Clone)]
+pub(in crate::cli) struct Credential {
+    pub name: FwCfgName,
+    pub value: String,
+}
+
+impl std::fmt::Debug for Credential {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:****", self.name)
+    }
+}
+
+/// A credential for the guest's systemd that is in a file.
+#[derive(Debug, Clone)]
+pub(in crate::cli) struct CredentialFile {
+    pub name: FwCfgName,
+    pub path: PathBuf,
+}
+
+/// Parses a number of CPUs; 255 is what `q35` and `virt` take without more ado.
+pub(in crate::cli) fn cpus(text: &str) -> Result<NonZeroU32, String> {
+    let number: Option<NonZeroU32> = text.parse().ok();
+    number
+        .filter(|number| number.get() <= 255)
+        .ok_or_else(|| "not a number from 1 to 255".to_owned())
+}
+
+/// Parses a reference; clap shows an error without what caused it, so it is told here.
+pub(in crate::cli) fn reference(text: &str) -> Result<Reference, String> {
+    text.parse()
+        .map_err(|error: ReferenceError| match error.source() {
+            Some(source) => format!("{error}: {source}"),
+            None => error.to_string(),
+        })
+}
+
+pub(in crate::cli) fn seconds(text: &str) -> Result<Duration, String> {
+    let digits = text.strip_suffix('s').unwrap_or(text);
+    let seconds = digits
+        .parse()
+        .map_err(|_| "not a number of seconds".to_owned())?;
+    Ok(Duration::from_secs(seconds))
+}
+
+pub(in crate::cli) fn credential(text: &str) -> Result<Credential, String> {
+    let (id, value) = text
+        .split_once(':')
+        .ok_or_else(|| "not ID:VALUE".to_owned())?;
+    Ok(Credential {
+        name: credential_name(id)?,
+        value: value.to_owned(),
+    })
+}
+
+pub(in crate::cli) fn credential_file(text: &str) -> Result<CredentialFile, String> {
+    let (id, path) = text
+        .split_once(':')
+        .filter(|(_, path)| !path.is_empty())
+        .ok_or_else(|| "not ID:FILE".to_owned())?;
+    Ok(CredentialFile {
+        name: credential_name(id)?,
+        path: path.into(),
+    })
+}
+
+/// systemd reads credentials from `fw_cfg` under `opt/io.systemd.credentials/` (systemd(1)).
+pub(in crate::cli) fn credential_name(id: &str) -> Result<FwCfgName, String> {
+    if id.is_empty() || id.contains('/') {
+        return Err("an ID has letters, and no slash".to_owned());
+    }
+    format!("opt/io.systemd.credentials/{id}")
+        .parse()
+        .map_err(|_| "an ID has at most 28 letters, digits, `.`, `_` and `-`".to_owned())
+}
+
+/// Parses a host name: letters, digits, hyphens and dots, at most 64 of them (hostname(7)).
+pub(in crate::cli) fn hostname(text: &str) -> Result<String, String> {
+    let is_label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.chars().all(|c| c.is_ascii_alphanumeric() || c == '-')
+    };
+    if text.len() <= 64 && text.split('.').all(is_label) {
+        return Ok(text.to_owned());
+    }
+    Err("not at most 64 letters, digits, hyphens and dots".to_owned())
+}
+
+pub(in crate::cli) fn network(text: &str) -> Result<NetworkWord, String> {
+    let name = |name: &str| name.parse::<LinkName>().map_err(|error| error.to_string());
+    match text.split_once('=') {
+        None if text == "none" => Ok(NetworkWord::None),
+        None if text == "user" => Ok(NetworkWord::User),
+        Some(("network", network)) => Ok(NetworkWord::Libvirt(name(network)?)),
+        Some(("bridge", bridge)) => Ok(NetworkWord::Bridge(name(bridge)?)),
+        _ => Err("not none, user, network=NAME or bridge=NAME".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_stays_out_of_what_is_printed() {
+        let credential = credential("passwd.hashed-password.root:secret").unwrap();
+        assert!(!format!("{credential:?}").contains("secret"));
+        assert!(super::credential("a/b:c").is_err());
+        assert!(super::credential("no-colon").is_err());
+        assert!(super::credential(":value").is_err());
+    }
+
+    #[test]
+    fn networks_and_host_names_are_read() {
+        let link = |name: &str| name.parse().unwrap();
+        for (text, expected) in [
+            ("none", NetworkWord::None),
+            ("user", NetworkWord::User),
+            ("network=default", NetworkWord::Libvirt(link("default"))),
+            ("bridge=br0", NetworkWord::Bridge(link("br0"))),
+        ] {
+            assert_eq!(network(text), Ok(expected));
+        }
+        for text in ["", "nat", "bridge", "bridge=", "bridge=br0,helper=/bin/sh"] {
+            assert!(network(text).is_err(), "{text}");
+        }
+        for name in ["web", "web-1.example"] {
+            assert_eq!(hostname(name).as_deref(), Ok(name));
+        }
+        for name in ["", "-web", "web-", "a b", "a..b", "a\nb", &"a".repeat(65)] {
+            assert!(hostname(name).is_err(), "{name:?}");
+        }
+    }
+}
