@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{
     AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock, utimensat,
 };
+use rustix::io::retry_on_intr;
+use tempfile::NamedTempFile;
 use thiserror::Error;
 
 /// A file or directory that could not be used.
@@ -66,16 +68,30 @@ pub fn sync_dir(path: &Path) -> Result<(), FileError> {
 /// Replaces the file `path` by `content`, durably, so that a reader and a crash see the old or the
 /// new one. `scratch` is a directory of the same file system for the unfinished file.
 pub fn replace(path: &Path, content: &[u8], scratch: &Path) -> Result<(), FileError> {
-    let mut file = tempfile::Builder::new()
-        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
-        .tempfile_in(scratch)
-        .map_err(FileError::of("create a file in", scratch))?;
+    let mut file = scratch_file(scratch)?;
     file.write_all(content)
         .and_then(|()| file.as_file().sync_all())
         .map_err(FileError::of("write", file.path()))?;
     file.persist(path)
         .map_err(|error| FileError::of("replace", path)(error.error))?;
     path.parent().map_or(Ok(()), sync_dir)
+}
+
+/// A file that is locked for as long as it is unfinished, so that it shows which ones were left by
+/// a kill.
+fn scratch_file(scratch: &Path) -> Result<NamedTempFile, FileError> {
+    loop {
+        let file = tempfile::Builder::new()
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .tempfile_in(scratch)
+            .map_err(FileError::of("create a file in", scratch))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            // It may have been taken for a leftover before it was locked.
+            Ok(()) if is_same_file(file.as_file(), file.path())? => return Ok(file),
+            Ok(()) | Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(FileError::of("lock", file.path())(error.into())),
+        }
+    }
 }
 
 /// Sets the time of a file's last change to now.
@@ -231,6 +247,19 @@ impl Lock {
     #[must_use]
     pub fn file(&self) -> &File {
         &self.file
+    }
+}
+
+/// Tells whether somebody holds an exclusive lock of the file `path`; nobody does if it is not there.
+pub fn is_held(path: &Path) -> Result<bool, FileError> {
+    let file = match File::open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        result => result.map_err(FileError::of("open", path))?,
+    };
+    match retry_on_intr(|| flock(&file, FlockOperation::NonBlockingLockShared)) {
+        Ok(()) => Ok(false),
+        Err(rustix::io::Errno::WOULDBLOCK) => Ok(true),
+        Err(error) => Err(FileError::of("lock", path)(error.into())),
     }
 }
 

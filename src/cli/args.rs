@@ -18,7 +18,7 @@ use crate::oci::{Architecture, Reference};
 use crate::ops::build::ManifestRequest;
 use crate::ops::resolve::PullPolicy;
 
-use values::{cpus, credential, credential_file, hostname, network, reference, seconds};
+use values::{age, cpus, credential, credential_file, hostname, network, reference, seconds, size};
 
 pub(super) use values::{Credential, CredentialFile, NetworkWord, credential_name};
 
@@ -226,6 +226,20 @@ pub(super) enum ImageVerb {
         /// The images
         #[arg(required = true, value_name = "IMAGE", value_parser = reference)]
         images: Vec<Reference>,
+    },
+    /// Remove what nobody needs: blobs that nothing names, and what killed processes have left
+    Prune {
+        /// Forget the images, too, that were not used for so long, as in 30d or 12h; those that
+        /// an instance or a libvirt domain needs stay
+        #[arg(long, value_name = "AGE", value_parser = age)]
+        older_than: Option<Duration>,
+        /// Forget the least recently used images, until the blobs take no more of the disk, as in
+        /// 20G; those that an instance or a libvirt domain needs stay
+        #[arg(long, value_name = "SIZE", value_parser = size)]
+        keep_bytes: Option<u64>,
+        /// Print the same, and touch nothing
+        #[arg(long)]
+        dry_run: bool,
     },
     /// Make an image from files, in an OCI layout directory
     Build {

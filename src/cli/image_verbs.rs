@@ -9,7 +9,8 @@ use crate::cli::{Ended, output, text};
 use crate::oci::reference::LayoutEntry;
 use crate::oci::{LayoutForm, LayoutReference, Reference};
 use crate::ops::build::{self, Form};
-use crate::ops::{Context, images, push};
+use crate::ops::{Context, images, prune, push};
+use crate::store::{Act, Policy};
 
 /// Executes one of the verbs.
 pub(super) async fn execute(context: &Context<'_>, verb: ImageVerb) -> Result<Ended, Report> {
@@ -40,6 +41,22 @@ pub(super) async fn execute(context: &Context<'_>, verb: ImageVerb) -> Result<En
                 }));
             }
             Ok(Ended::with(lines, json!({"removed": removed})))
+        }
+        ImageVerb::Prune {
+            older_than,
+            keep_bytes,
+            dry_run,
+        } => {
+            let policy = Policy {
+                older_than,
+                keep_bytes,
+            };
+            let act = if dry_run { Act::Look } else { Act::Remove };
+            let pruned = prune::prune(context, policy, act).await?;
+            Ok(Ended::with(
+                text::pruned(&pruned),
+                output::pruned(&pruned, act),
+            ))
         }
         ImageVerb::Build {
             output,

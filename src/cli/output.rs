@@ -12,7 +12,7 @@ use crate::oci::Descriptor;
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
 use crate::stage::Inspected;
-use crate::store::Store;
+use crate::store::{Act, Pruned, Store};
 
 /// Adds what every object begins with.
 pub(super) fn object(fields: Value) -> Value {
@@ -321,12 +321,34 @@ pub(super) fn images(listed: &[ListedImage]) -> Value {
                 "reference": listed.stored.reference,
                 "digest": listed.stored.top.digest,
                 "pulled_at": listed.stored.resolved_at,
+                "used_at": listed.used_at,
                 "size_bytes": listed.size_bytes,
                 "manifests": manifests,
             })
         })
         .collect();
     json!({"images": images})
+}
+
+/// What was removed to make room.
+pub(super) fn pruned(pruned: &Pruned, act: Act) -> Value {
+    let removed: Vec<Value> = pruned
+        .removed
+        .iter()
+        .map(|item| {
+            json!({
+                "kind": item.kind.as_str(),
+                "name": item.name,
+                "freed_bytes": item.freed_bytes,
+            })
+        })
+        .collect();
+    json!({
+        "removed": removed,
+        "freed_bytes": pruned.freed_bytes(),
+        "left_bytes": pruned.left_bytes,
+        "dry_run": act == Act::Look,
+    })
 }
 
 /// Everything that an image says of itself.

@@ -11,7 +11,7 @@ use crate::firmware::FirmwareChoice;
 use crate::image::{LayerRole, Selected, role};
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
-use crate::store::Store;
+use crate::store::{ItemKind, Pruned, Store};
 
 /// Lays out rows in columns, the first row being the heading.
 pub(super) fn table(rows: &[Vec<String>]) -> String {
@@ -276,6 +276,31 @@ pub(super) fn images(listed: &[ListedImage]) -> String {
         ]);
     }
     table(&rows)
+}
+
+/// What was removed to make room.
+pub(super) fn pruned(pruned: &Pruned) -> String {
+    let mut rows = vec![row(&["REMOVED", "FREED", "NAME"])];
+    rows.extend(pruned.removed.iter().map(|item| {
+        let freed = match item.kind {
+            // Its blobs are rows of their own.
+            ItemKind::Image => "-".to_owned(),
+            _ => HumanBytes(item.freed_bytes).to_string(),
+        };
+        let name = crate::oci::Printable(&item.name).to_string();
+        vec![item.kind.as_str().to_owned(), freed, name]
+    }));
+    let table = if pruned.removed.is_empty() {
+        String::new()
+    } else {
+        table(&rows)
+    };
+    let (freed, left) = (pruned.freed_bytes(), pruned.left_bytes);
+    format!(
+        "{table}{} freed, {} of blobs left\n",
+        HumanBytes(freed),
+        HumanBytes(left)
+    )
 }
 
 /// Everything that an image says of itself.

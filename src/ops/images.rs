@@ -1,6 +1,7 @@
 //! The images of the store: list, inspect, remove.
 
 use std::collections::BTreeSet;
+use std::time::UNIX_EPOCH;
 
 use crate::image::{ArchitectureSignal, ImageError, Roles, Variant, VariantSignal, architecture};
 use crate::oci::manifest::IndexEntry;
@@ -20,6 +21,8 @@ pub struct ListedImage {
     pub stored: StoredReference,
     /// Sum of the sizes of its blobs, each once.
     pub size_bytes: u64,
+    /// When it was used last, in seconds since 1970.
+    pub used_at: u64,
 }
 
 /// What a reference leads to, in full.
@@ -60,10 +63,10 @@ pub struct ManifestContent {
 
 /// All images of the store.
 pub fn list(context: &Context<'_>) -> Result<Vec<ListedImage>, OpsError> {
-    let references = context.store.references()?;
+    let references = context.store.references_by_use()?;
     Ok(references
         .into_iter()
-        .map(|stored| {
+        .map(|(stored, used_at)| {
             let mut seen = BTreeSet::new();
             let size_bytes = stored
                 .documents()
@@ -71,7 +74,12 @@ pub fn list(context: &Context<'_>) -> Result<Vec<ListedImage>, OpsError> {
                 .filter(|blob| seen.insert(blob.digest))
                 .map(|blob| blob.size)
                 .sum();
-            ListedImage { stored, size_bytes }
+            let used_at = used_at.duration_since(UNIX_EPOCH);
+            ListedImage {
+                stored,
+                size_bytes,
+                used_at: used_at.map_or(0, |since| since.as_secs()),
+            }
         })
         .collect())
 }

@@ -12,6 +12,7 @@ pub mod images;
 pub mod instances;
 pub mod prepare;
 pub mod progress;
+pub mod prune;
 pub mod pull;
 pub mod push;
 pub mod resolve;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::Digest;
+use crate::store::prune::allocated;
 use crate::store::{Store, StoreError, Use};
 
 /// A blob that was taken out.
@@ -16,6 +17,8 @@ pub struct Removed {
     pub digest: Digest,
     /// Its size in bytes.
     pub size_bytes: u64,
+    /// What it took of the disk, in bytes: holes take nothing.
+    pub freed_bytes: u64,
 }
 
 impl Store {
@@ -66,14 +69,19 @@ impl Store {
                     continue;
                 }
                 let path = self.blob_path(&digest);
-                let size_bytes = match fs::symlink_metadata(&path) {
+                let metadata = match fs::symlink_metadata(&path) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    result => result.map_err(FileError::of("look at", &path))?.len(),
+                    result => result.map_err(FileError::of("look at", &path))?,
                 };
+                let freed_bytes = allocated(&path)?;
                 let victim = self.path("tmp").join(format!("removed-{}", digest.hex()));
                 fs::rename(&path, &victim).map_err(FileError::of("remove", &path))?;
                 trash.push(victim);
-                removed.push(Removed { digest, size_bytes });
+                removed.push(Removed {
+                    digest,
+                    size_bytes: metadata.len(),
+                    freed_bytes,
+                });
             }
         }
         for victim in trash {

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::retry_on_intr;
 
 use crate::files::{FileError, Lock, Wait};
 use crate::oci::{Descriptor, Digest};
@@ -35,7 +36,8 @@ impl Store {
             .and_then(|file| file.keep().map_err(|error| error.error))
             .map_err(FileError::of("create a file in", &directory))?;
         let text: String = digests.iter().map(|digest| format!("{digest}\n")).collect();
-        flock(&file, FlockOperation::NonBlockingLockExclusive)
+        // Nobody else locks it, but may just try whether it is locked.
+        retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
             .map_err(std::io::Error::from)
             .and_then(|()| file.write_all(text.as_bytes()))
             .map_err(FileError::of("write", &path))?;
@@ -53,12 +55,8 @@ impl Store {
         let mut leased = BTreeSet::new();
         for name in crate::files::names(&directory)? {
             let path = directory.join(name);
-            match File::open(&path) {
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(FileError::of("open", &path)(error).into()),
-                // Dead, if nobody holds it against us.
-                Ok(file) if flock(&file, FlockOperation::NonBlockingLockShared).is_ok() => continue,
-                Ok(_) => leased.extend(named_in(&path)),
+            if crate::files::is_held(&path)? {
+                leased.extend(named_in(&path));
             }
         }
         Ok(leased)

@@ -4,7 +4,8 @@
 //! <store>/oci-layout, index.json     an export of refs/, so that other tools read the store
 //!         blobs/sha256/<hex>   0444  only complete, verified, synced files ever appear here
 //!         ingest/sha256-<hex>/       lock, data: one unfinished blob, resumed by whoever comes next
-//!         refs/<reference>.json      reference → documents and blobs; replaced atomically
+//!         refs/<reference>.json      reference → documents and blobs; replaced atomically; the
+//!                                    file's time is when the reference was used last
 //!         pins/<name>.json           blobs that an instance needs
 //!         leases/<id>                blobs that a process needs while it holds the file's lock
 //!         tmp/                       unfinished files, and blobs on their way out
@@ -23,6 +24,7 @@
 mod gc;
 mod ingest;
 mod lease;
+mod prune;
 mod refs;
 mod uses;
 
@@ -38,6 +40,7 @@ use crate::oci::{Descriptor, Digest, Reference};
 pub use gc::Removed;
 pub use ingest::{Claim, Ingest};
 pub use lease::Lease;
+pub use prune::{Act, Item, ItemKind, Policy, Pruned};
 pub use refs::{StoredImage, StoredReference};
 pub use uses::{Use, User};
 

@@ -191,6 +191,17 @@ impl Store {
         Ok(references)
     }
 
+    /// All references, sorted, and when each was used last: pulled, or found to be as it was.
+    pub fn references_by_use(&self) -> Result<Vec<(StoredReference, SystemTime)>, StoreError> {
+        let mut used = Vec::new();
+        for stored in self.references()? {
+            let at = changed_at(&self.named_reference_path(&stored.reference))?;
+            // Gone meanwhile, otherwise.
+            used.extend(at.map(|at| (stored, at)));
+        }
+        Ok(used)
+    }
+
     /// Forgets `reference`. Errors if there is none, or if an instance or one of `others` needs
     /// what no other reference holds.
     pub fn remove_reference(
@@ -248,14 +259,19 @@ impl Store {
         self.path("refs.lock")
     }
 
-    fn lock_references(&self) -> Result<Lock, StoreError> {
+    pub(super) fn lock_references(&self) -> Result<Lock, StoreError> {
         self.create()?;
         Ok(Lock::exclusive(&self.references_lock(), Wait::ForEver)?
             .expect("a lock that is waited for is taken"))
     }
 
     fn reference_path(&self, reference: &Reference) -> PathBuf {
-        self.path("refs").join(file_name(&reference.to_string()))
+        self.named_reference_path(&reference.to_string())
+    }
+
+    /// Path of the record of the reference that is written like this.
+    pub(super) fn named_reference_path(&self, reference: &str) -> PathBuf {
+        self.path("refs").join(file_name(reference))
     }
 
     fn pin_path(&self, name: &str) -> PathBuf {
@@ -271,7 +287,7 @@ impl Store {
 
     /// Writes `oci-layout` and `index.json`, so that other tools can read the store. Nothing here
     /// reads them.
-    fn export(&self) -> Result<(), StoreError> {
+    pub(super) fn export(&self) -> Result<(), StoreError> {
         let entries: Vec<serde_json::Value> = self
             .references()?
             .iter()

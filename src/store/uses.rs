@@ -77,6 +77,18 @@ impl Held {
         held
     }
 
+    /// Takes out what `reference` holds.
+    pub(super) fn forget(&mut self, reference: &StoredReference) {
+        let (manifests, blobs) = made_of(reference);
+        for (counts, digests) in [(&mut self.manifests, manifests), (&mut self.blobs, blobs)] {
+            for digest in digests {
+                if let Some(count) = counts.get_mut(&digest) {
+                    *count = count.saturating_sub(1);
+                }
+            }
+        }
+    }
+
     /// Who needs an image that `reference`, which is counted, alone holds.
     ///
     /// An instance uses an image if it was made from its manifest; single blobs, such as an empty

@@ -36,7 +36,9 @@ fn images_are_listed_and_removed_with_the_blobs_that_nothing_else_needs() {
     );
     let mut listed = sandbox.run("image list --json").json();
     let image = &mut listed["images"][0];
-    assert!(image["pulled_at"].take().as_u64().unwrap() > 1_700_000_000);
+    for time in ["pulled_at", "used_at"] {
+        assert!(image[time].take().as_u64().unwrap() > 1_700_000_000);
+    }
     check_json(
         image,
         r#"
@@ -51,7 +53,8 @@ fn images_are_listed_and_removed_with_the_blobs_that_nothing_else_needs() {
           ],
           "pulled_at": null,
           "reference": "$REGISTRY/os:1",
-          "size_bytes": 66227
+          "size_bytes": 66227,
+          "used_at": null
         }
         "#,
     );

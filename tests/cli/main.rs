@@ -69,6 +69,7 @@ mod mirrors;
 mod proxies;
 mod archives;
 mod interop;
+mod room;
 mod credentials;
 mod images;
 mod pushes;

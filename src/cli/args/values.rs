@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::domain::{FwCfgName, LinkName};
+use crate::domain::{FwCfgName, LinkName, parse_size};
 use crate::oci::{Reference, ReferenceError};
 
 /// What the network card is connected to.
@@ -60,6 +60,30 @@ pub(in crate::cli) fn seconds(text: &str) -> Result<Duration, String> {
         .parse()
         .map_err(|_| "not a number of seconds".to_owned())?;
     Ok(Duration::from_secs(seconds))
+}
+
+/// Parses an age: a number of seconds, minutes, hours, days or weeks.
+pub(in crate::cli) fn age(text: &str) -> Result<Duration, String> {
+    let error = || "not a number with s, m, h, d or w, as in 30d".to_owned();
+    let unit = text.chars().next_back().ok_or_else(error)?;
+    let seconds: u64 = match unit {
+        's' => 1,
+        'm' => 60,
+        'h' => 60 * 60,
+        'd' => 24 * 60 * 60,
+        'w' => 7 * 24 * 60 * 60,
+        _ => return Err(error()),
+    };
+    let number: u64 = text[..text.len() - 1].parse().map_err(|_| error())?;
+    number
+        .checked_mul(seconds)
+        .map(Duration::from_secs)
+        .ok_or_else(error)
+}
+
+/// Parses a size: `20G`, or a number of bytes.
+pub(in crate::cli) fn size(text: &str) -> Result<u64, String> {
+    parse_size(text, 1).map_err(|error| error.to_string())
 }
 
 pub(in crate::cli) fn credential(text: &str) -> Result<Credential, String> {
@@ -129,6 +153,30 @@ mod tests {
         assert!(super::credential("a/b:c").is_err());
         assert!(super::credential("no-colon").is_err());
         assert!(super::credential(":value").is_err());
+    }
+
+    #[test]
+    fn ages_are_read() {
+        for (text, seconds) in [
+            ("0s", 0),
+            ("90m", 5400),
+            ("12h", 43_200),
+            ("30d", 2_592_000),
+        ] {
+            assert_eq!(age(text), Ok(Duration::from_secs(seconds)));
+        }
+        for text in [
+            "",
+            "d",
+            "30",
+            "-1d",
+            "1.5h",
+            "30D",
+            "1é",
+            "99999999999999999999w",
+        ] {
+            assert!(age(text).is_err(), "{text}");
+        }
     }
 
     #[test]
