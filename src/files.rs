@@ -3,11 +3,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, FlockOperation, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock, utimensat,
+    AtFlags, CWD, FlockOperation, OFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT, flock,
+    utimensat,
 };
 use rustix::io::retry_on_intr;
 use tempfile::NamedTempFile;
@@ -113,16 +114,13 @@ pub fn touch(path: &Path) -> Result<(), FileError> {
 /// Reads a small file whole; none if there is none. Errors if it is larger than `limit` bytes.
 pub fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     let file = match File::open(path) {
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-            ) =>
-        {
-            return Ok(None);
-        }
+        Err(error) if is_nowhere(&error) => return Ok(None),
         result => result.map_err(FileError::of("open", path))?,
     };
+    read_at_most(file, path, limit).map(Some)
+}
+
+fn read_at_most(file: File, path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     let mut content = Vec::new();
     file.take(limit + 1)
         .read_to_end(&mut content)
@@ -134,7 +132,56 @@ pub fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError>
         );
         return Err(FileError::of("read", path)(error));
     }
-    Ok(Some(content))
+    Ok(content)
+}
+
+/// Tells whether there is no such file, for want of it or of what it would be in.
+fn is_nowhere(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+    )
+}
+
+/// Reads a small file whole that is [plain](open_plain); none if there is none.
+pub fn read_plain(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+    match open_plain(path) {
+        Err(error) if is_nowhere(&error.source) => Ok(None),
+        file => read_at_most(file?, path, limit).map(Some),
+    }
+}
+
+/// Opens a file for reading, and nothing else that may have been put in its place: no link is
+/// followed, no pipe waited for.
+pub fn open_plain(path: &Path) -> Result<File, FileError> {
+    let open = || {
+        let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(flags.bits().cast_signed())
+            .open(path)?;
+        match other_kind(file.metadata()?.file_type()) {
+            Some(kind) => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("it is {kind}"),
+            )),
+            None => Ok(file),
+        }
+    };
+    open().map_err(FileError::of("open", path))
+}
+
+/// What something is that is no plain file.
+#[must_use]
+pub fn other_kind(kind: fs::FileType) -> Option<&'static str> {
+    match () {
+        () if kind.is_file() => None,
+        () if kind.is_dir() => Some("a directory"),
+        () if kind.is_symlink() => Some("a symbolic link"),
+        () if kind.is_fifo() => Some("a pipe"),
+        () if kind.is_socket() => Some("a socket"),
+        () => Some("a device"),
+    }
 }
 
 /// Removes a file; one that is not there is no error.

@@ -241,6 +241,15 @@ pub(super) enum ImageVerb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Hash everything in the store again, and look whether it is what it should be
+    Verify {
+        /// Images, to look at their blobs only [default: everything in the store]
+        #[arg(value_name = "IMAGE", value_parser = reference)]
+        images: Vec<Reference>,
+        /// Mend what is not: fetch blobs again, or copy them, and write records anew
+        #[arg(long)]
+        repair: bool,
+    },
     /// Make an image from files, in an OCI layout directory
     Build {
         /// Where to write it, as oci:DIR:NAME

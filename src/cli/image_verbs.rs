@@ -9,7 +9,8 @@ use crate::cli::{Ended, output, text};
 use crate::oci::reference::LayoutEntry;
 use crate::oci::{LayoutForm, LayoutReference, Reference};
 use crate::ops::build::{self, Form};
-use crate::ops::{Context, images, prune, push};
+use crate::ops::verify::{self, Then};
+use crate::ops::{Context, OpsError, images, prune, push};
 use crate::store::{Act, Policy};
 
 /// Executes one of the verbs.
@@ -57,6 +58,21 @@ pub(super) async fn execute(context: &Context<'_>, verb: ImageVerb) -> Result<En
                 text::pruned(&pruned),
                 output::pruned(&pruned, act),
             ))
+        }
+        ImageVerb::Verify { images, repair } => {
+            let images: Vec<Reference> =
+                images.into_iter().map(absolute).collect::<Result<_, _>>()?;
+            let then = if repair { Then::Repair } else { Then::Tell };
+            let verified = verify::verify(context, &images, then).await?;
+            let (text, json) = (text::verified(&verified), output::verified(&verified));
+            Ok(match verified.left() {
+                0 => Ended::with(text, json),
+                count => {
+                    let was_tried = repair;
+                    let error = OpsError::NotAsItShouldBe { count, was_tried };
+                    Ended::wrong(text, json, Report::from(error))
+                }
+            })
         }
         ImageVerb::Build {
             output,

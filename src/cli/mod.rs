@@ -50,6 +50,8 @@ enum Output {
 struct Ended {
     output: Output,
     exit_code: u8,
+    /// What is wrong with what is in the output, if something is.
+    report: Option<Report>,
 }
 
 impl Ended {
@@ -58,6 +60,7 @@ impl Ended {
         Self {
             output: Output::Nothing,
             exit_code: 0,
+            report: None,
         }
     }
 
@@ -66,6 +69,17 @@ impl Ended {
         Self {
             output: Output::Both { text, json },
             exit_code: 0,
+            report: None,
+        }
+    }
+
+    /// Ended with `text` or the fields of `json`, which tell of something that is wrong.
+    fn wrong(text: String, mut json: Value, report: Report) -> Self {
+        json["error"] = report.to_json()["error"].take();
+        Self {
+            output: Output::Both { text, json },
+            exit_code: report.kind.exit_code(),
+            report: Some(report),
         }
     }
 }
@@ -94,7 +108,10 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(ended) => {
             let exit_code = ended.exit_code;
             match print(ended.output, json) {
-                Ok(()) => ExitCode::from(exit_code),
+                Ok(()) => match ended.report.filter(|_| !json) {
+                    Some(report) => fail(&report, json),
+                    None => ExitCode::from(exit_code),
+                },
                 // Whoever read our output has seen enough.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     ExitCode::from(exit_code)

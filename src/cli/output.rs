@@ -11,6 +11,7 @@ use crate::instance::Record;
 use crate::oci::Descriptor;
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
+use crate::ops::verify::{Outcome, Verified};
 use crate::stage::Inspected;
 use crate::store::{Act, Pruned, Store};
 
@@ -348,6 +349,35 @@ pub(super) fn pruned(pruned: &Pruned, act: Act) -> Value {
         "freed_bytes": pruned.freed_bytes(),
         "left_bytes": pruned.left_bytes,
         "dry_run": act == Act::Look,
+    })
+}
+
+/// What in the store is not as it should be.
+pub(super) fn verified(verified: &Verified) -> Value {
+    let findings: Vec<Value> = verified
+        .findings
+        .iter()
+        .map(|found| {
+            let users: Vec<String> = found.users.iter().map(ToString::to_string).collect();
+            let failure = match &found.outcome {
+                Outcome::Failed(reason) => Some(reason),
+                Outcome::Left | Outcome::Repaired => None,
+            };
+            json!({
+                "digest": found.finding.digest,
+                "path": found.finding.path,
+                "problem": found.finding.problem.to_string(),
+                "repaired": found.outcome == Outcome::Repaired,
+                "failure": failure,
+                "users": users,
+            })
+        })
+        .collect();
+    json!({
+        "checked": verified.checked,
+        "bytes": verified.bytes,
+        "seconds": verified.took.as_secs_f64(),
+        "findings": findings,
     })
 }
 

@@ -181,6 +181,10 @@ impl Drawing {
                 size_bytes,
                 offset_bytes,
             } => self.start(&mut state, blob, label, size_bytes, offset_bytes),
+            Progress::Verifying { blobs, size_bytes } => {
+                let bar = self.bar(size_bytes, blobs > 1, "total");
+                state.total = Some(Tally::new(size_bytes, 0, bar));
+            }
             Progress::BlobBytes { blob, count } => self.add(&mut state, blob, count),
             Progress::BlobRetry { blob, reason } => {
                 let label = state.blobs.get(&blob).map_or("blob", |blob| &blob.label);
@@ -378,6 +382,7 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
             "{label}: waiting for another ironboot, or reading what an earlier one left"
         )),
         Progress::Fetching { .. }
+        | Progress::Verifying { .. }
         | Progress::BlobStart { .. }
         | Progress::BlobBytes { .. }
         | Progress::BlobRetry { .. }

@@ -214,6 +214,14 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
             ..
         } => (Kind::NotFound, hint("pull it with --all first")),
         OpsError::NotWhole { .. } => (Kind::NotFound, None),
+        OpsError::NoOrigin { .. } => (Kind::Integrity, None),
+        OpsError::NotAsItShouldBe {
+            was_tried: false, ..
+        } => (
+            Kind::Integrity,
+            hint("`ironboot image verify --repair` mends the store"),
+        ),
+        OpsError::NotAsItShouldBe { .. } => (Kind::Integrity, None),
         OpsError::NotPushable { .. } => (
             Kind::InvalidImage,
             hint("`ironboot image build` writes a form that registries take"),
@@ -264,12 +272,9 @@ fn store(error: &StoreError) -> (Kind, Option<String>) {
         StoreError::TooLong { .. } | StoreError::TooShort { .. } | StoreError::Content { .. } => {
             (Kind::Integrity, None)
         }
-        StoreError::Damaged { path, .. } | StoreError::Record { path, .. } => (
+        StoreError::Damaged { .. } | StoreError::Record { .. } => (
             Kind::Store,
-            Some(format!(
-                "remove {} and pull the image again",
-                path.display()
-            )),
+            hint("`ironboot image verify --repair` mends the store"),
         ),
         StoreError::NoReference { .. } => (
             Kind::NotFound,

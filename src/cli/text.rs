@@ -11,6 +11,7 @@ use crate::firmware::FirmwareChoice;
 use crate::image::{LayerRole, Selected, role};
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
+use crate::ops::verify::{Outcome, Verified};
 use crate::store::{ItemKind, Pruned, Store};
 
 /// Lays out rows in columns, the first row being the heading.
@@ -301,6 +302,54 @@ pub(super) fn pruned(pruned: &Pruned) -> String {
         HumanBytes(freed),
         HumanBytes(left)
     )
+}
+
+/// What in the store is not as it should be.
+pub(super) fn verified(verified: &Verified) -> String {
+    let mut rows = vec![row(&["BLOB", "PROBLEM", "REPAIRED", "PATH"])];
+    let mut below = String::new();
+    for found in &verified.findings {
+        let finding = &found.finding;
+        let path = crate::oci::Printable(&finding.path.display().to_string()).to_string();
+        let repaired = match &found.outcome {
+            Outcome::Repaired => "yes",
+            Outcome::Left | Outcome::Failed(_) => "no",
+        };
+        let name = finding.digest.as_ref().map_or("-".to_owned(), short);
+        if let Outcome::Failed(reason) = &found.outcome {
+            let reason = crate::oci::Printable(reason);
+            below.push_str(&format!("not repaired: {path}: {reason}\n"));
+        }
+        for user in &found.users {
+            below.push_str(&format!(
+                "{user} uses blob {name}, which has changed under it: start it anew\n"
+            ));
+        }
+        let problem = finding.problem.to_string();
+        rows.push(vec![
+            name,
+            crate::oci::Printable(&problem).to_string(),
+            repaired.to_owned(),
+            path,
+        ]);
+    }
+    let (count, size) = (verified.checked, HumanBytes(verified.bytes));
+    let seconds = verified.took.as_secs_f64();
+    let per_second = u128::from(verified.bytes) * 1000 / verified.took.as_millis().max(1);
+    let rate = HumanBytes(u64::try_from(per_second).unwrap_or(u64::MAX));
+    let summary = match verified.findings.len() {
+        0 => "all is as it should be".to_owned(),
+        found => format!(
+            "{found} not as it should be, {} repaired",
+            found - verified.left()
+        ),
+    };
+    let table = if verified.findings.is_empty() {
+        String::new()
+    } else {
+        table(&rows)
+    };
+    format!("{table}{below}{summary}: {count} blobs, {size} at {rate}/s in {seconds:.1} s\n")
 }
 
 /// Everything that an image says of itself.

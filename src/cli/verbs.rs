@@ -401,6 +401,7 @@ fn interrupted(number: u8) -> Ended {
     Ended {
         output: Output::Nothing,
         exit_code: 128 + number,
+        report: None,
     }
 }
 

@@ -20,6 +20,7 @@ pub mod run;
 mod space;
 mod tree;
 mod users;
+pub mod verify;
 
 use std::path::PathBuf;
 
@@ -199,6 +200,23 @@ pub enum OpsError {
         needed_bytes: u64,
         /// What there is.
         free_bytes: u64,
+    },
+    /// A blob that is lost.
+    #[error("nothing says where blob {blob} came from")]
+    NoOrigin {
+        /// The blob.
+        blob: Digest,
+    },
+    /// The store is not as it should be.
+    #[error(
+        "not all in the store is as it should be: {count} {} not",
+        if *count == 1 { "thing is" } else { "things are" }
+    )]
+    NotAsItShouldBe {
+        /// How many things.
+        count: usize,
+        /// Whether it was tried to mend them.
+        was_tried: bool,
     },
     /// A blob that could not be fetched.
     #[error("can not fetch the {label} of {reference}")]

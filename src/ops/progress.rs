@@ -83,6 +83,13 @@ pub enum Progress {
     },
     /// A line that the hypervisor wrote: an error or a warning.
     HypervisorSaid(String),
+    /// So many blobs are being hashed.
+    Verifying {
+        /// How many.
+        blobs: usize,
+        /// Sum of their sizes, in bytes.
+        size_bytes: u64,
+    },
     /// A libvirt can not be asked which of its domains need blobs, for this reason; no blob is
     /// removed.
     DomainsUnknown(String),

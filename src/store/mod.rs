@@ -8,6 +8,7 @@
 //!                                    file's time is when the reference was used last
 //!         pins/<name>.json           blobs that an instance needs
 //!         leases/<id>                blobs that a process needs while it holds the file's lock
+//!         damaged/                   what `repair` could not mend, if there is any
 //!         tmp/                       unfinished files, and blobs on their way out
 //!         instances/<name>/          one VM (room `instance`)
 //!         accelerator.json           how KVM did on this host (`ops::accelerator`)
@@ -26,7 +27,9 @@ mod ingest;
 mod lease;
 mod prune;
 mod refs;
+mod repair;
 mod uses;
+mod verify;
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -42,7 +45,9 @@ pub use ingest::{Claim, Ingest};
 pub use lease::Lease;
 pub use prune::{Act, Item, ItemKind, Policy, Pruned};
 pub use refs::{StoredImage, StoredReference};
+pub use repair::MovedOut;
 pub use uses::{Use, User};
+pub use verify::{Expected, Finding, Look, Problem};
 
 /// The content-addressed directory.
 #[derive(Debug, Clone)]
@@ -133,6 +138,19 @@ fn list(users: &[User]) -> String {
 /// Largest record of our own that is read, in bytes.
 const MAX_RECORD_BYTES: u64 = 4 << 20;
 
+/// What is in the store's directory, each before what is in it.
+const DIRECTORIES: [&str; 9] = [
+    "blobs",
+    "blobs/sha256",
+    "blobs/sha512",
+    "ingest",
+    "refs",
+    "pins",
+    "leases",
+    "tmp",
+    "instances",
+];
+
 impl Store {
     /// Names the store at `root`, an absolute path; touches nothing.
     #[must_use]
@@ -156,17 +174,7 @@ impl Store {
     /// runs as another user may reach what it is told of, and list nothing.
     pub fn create(&self) -> Result<(), StoreError> {
         files::create_dir(&self.root, 0o711)?;
-        for directory in [
-            "blobs",
-            "blobs/sha256",
-            "blobs/sha512",
-            "ingest",
-            "refs",
-            "pins",
-            "leases",
-            "tmp",
-            "instances",
-        ] {
+        for directory in DIRECTORIES {
             files::create_dir(&self.root.join(directory), 0o711)?;
         }
         Ok(())
@@ -223,7 +231,7 @@ impl Store {
     pub(crate) fn read_record<T: serde::de::DeserializeOwned>(
         path: &Path,
     ) -> Result<Option<T>, StoreError> {
-        files::read_small(path, MAX_RECORD_BYTES)?
+        files::read_plain(path, MAX_RECORD_BYTES)?
             .map(|bytes| {
                 serde_json::from_slice(&bytes).map_err(|source| StoreError::Record {
                     path: path.to_owned(),
@@ -255,7 +263,7 @@ impl Blob {
 
     /// Opens it for reading.
     pub fn open(&self) -> Result<File, StoreError> {
-        Ok(File::open(&self.path).map_err(FileError::of("open", &self.path))?)
+        Ok(files::open_plain(&self.path)?)
     }
 
     /// Reads at most its first `limit` bytes.
@@ -309,14 +317,8 @@ impl Blob {
 
     /// Hashes the file `path`.
     fn has_digest(path: &Path, digest: Digest) -> Result<bool, StoreError> {
-        let mut file = File::open(path).map_err(FileError::of("open", path))?;
-        let mut hasher = digest.hasher();
-        let mut block = vec![0; 1 << 20];
-        loop {
-            match file.read(&mut block).map_err(FileError::of("read", path))? {
-                0 => return Ok(hasher.finish() == digest),
-                count => hasher.update(&block[..count]),
-            }
-        }
+        let hashed = verify::hash(files::open_plain(path)?, digest.hasher(), &|_| ());
+        let (actual, _) = hashed.map_err(FileError::of("read", path))?;
+        Ok(actual == digest)
     }
 }

@@ -154,7 +154,7 @@ impl Store {
     }
 
     /// Every blob, and what it takes of the disk in bytes.
-    fn blobs(&self) -> Result<BTreeMap<Digest, u64>, StoreError> {
+    pub(super) fn blobs(&self) -> Result<BTreeMap<Digest, u64>, StoreError> {
         let mut blobs = BTreeMap::new();
         for algorithm in ["sha256", "sha512"] {
             let directory = self.path("blobs").join(algorithm);

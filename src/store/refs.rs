@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::{Architecture, Descriptor, Digest, Reference, manifest};
@@ -45,9 +45,9 @@ pub struct StoredImage {
 
 /// The blobs that one instance needs.
 #[derive(Debug, Serialize, Deserialize)]
-struct Pin {
-    name: String,
-    digests: BTreeSet<Digest>,
+pub(super) struct Pin {
+    pub(super) name: String,
+    pub(super) digests: BTreeSet<Digest>,
 }
 
 impl StoredReference {
@@ -274,22 +274,35 @@ impl Store {
         self.path("refs").join(file_name(reference))
     }
 
-    fn pin_path(&self, name: &str) -> PathBuf {
+    pub(super) fn pin_path(&self, name: &str) -> PathBuf {
         self.path("pins").join(file_name(name))
     }
 
     /// Tells whether the export is of the references as they are: whoever changes those and is
     /// killed before the export leaves it older than their directory.
-    fn is_exported(&self) -> Result<bool, StoreError> {
+    pub(super) fn is_exported(&self) -> Result<bool, StoreError> {
         let index = changed_at(&self.path("index.json"))?;
         Ok(index.is_some() && index >= changed_at(&self.path("refs"))?)
     }
 
     /// Writes `oci-layout` and `index.json`, so that other tools can read the store. Nothing here
-    /// reads them.
+    /// reads them but to see whether they are whole.
     pub(super) fn export(&self) -> Result<(), StoreError> {
-        let entries: Vec<serde_json::Value> = self
-            .references()?
+        // One that can not be read is nobody else's harm.
+        for (name, content) in Self::exported(&self.readable_references()?) {
+            let path = self.path(name);
+            // One of the two says the same for ever.
+            if !Self::read_record(&path).is_ok_and(|present| present.as_ref() == Some(&content)) {
+                self.write_record(&path, &content)?;
+            }
+        }
+        // As new as the references, even if it is the same.
+        Ok(files::touch(&self.path("index.json"))?)
+    }
+
+    /// The files of the export, and what is in them.
+    pub(super) fn exported(references: &[StoredReference]) -> [(&'static str, Value); 2] {
+        let entries: Vec<Value> = references
             .iter()
             .map(|stored| {
                 json!({
@@ -305,13 +318,8 @@ impl Store {
             "mediaType": manifest::OCI_INDEX,
             "manifests": entries,
         });
-        self.write_record(&self.path("index.json"), &index)?;
         let layout = json!({"imageLayoutVersion": "1.0.0"});
-        let path = self.path("oci-layout");
-        if path.exists() {
-            return Ok(());
-        }
-        self.write_record(&path, &layout)
+        [("oci-layout", layout), ("index.json", index)]
     }
 }
 
@@ -325,7 +333,7 @@ fn changed_at(path: &Path) -> Result<Option<SystemTime>, FileError> {
 
 /// A file name for `text`: what is not a letter, digit, `.`, `_` or `-` is written `%xx`; what
 /// would be too long for a file name is hashed.
-fn file_name(text: &str) -> String {
+pub(super) fn file_name(text: &str) -> String {
     let escaped: String = text
         .bytes()
         .map(|byte| match byte {

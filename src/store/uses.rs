@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::files;
 use crate::oci::{Digest, Printable};
@@ -124,19 +124,9 @@ impl Store {
     /// What each instance needs by its pin and by its record, sorted by their names.
     pub fn instance_uses(&self) -> Result<Vec<Use>, StoreError> {
         let mut needed: BTreeMap<String, BTreeSet<Digest>> = self.pins()?.into_iter().collect();
-        for name in files::names(&self.instances())? {
-            // What is being made is leased, and what is being removed is not needed.
-            if name.starts_with('.') {
-                continue;
-            }
-            let path = self.instances().join(&name).join("record.json");
-            if !fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file()) {
-                continue;
-            }
-            // Not parsed, so that one that is damaged still keeps what it names.
-            if let Some(record) = files::read_small(&path, MAX_RECORD_BYTES)? {
-                needed.entry(name).or_default().extend(digests_in(&record));
-            }
+        for name in self.instance_names()? {
+            let named = self.record_digests(&name)?;
+            needed.entry(name).or_default().extend(named);
         }
         let uses = needed.into_iter().map(|(name, named)| Use {
             user: User::Instance(name),
@@ -144,6 +134,28 @@ impl Store {
             opened: BTreeSet::new(),
         });
         Ok(uses.collect())
+    }
+
+    /// The names of the instances that have a record.
+    pub(super) fn instance_names(&self) -> Result<Vec<String>, StoreError> {
+        let mut names = files::names(&self.instances())?;
+        // What is being made is leased, and what is being removed is not needed.
+        names.retain(|name| {
+            let record = fs::symlink_metadata(self.instance_record(name));
+            !name.starts_with('.') && record.is_ok_and(|metadata| metadata.is_file())
+        });
+        Ok(names)
+    }
+
+    /// What the record of an instance names. It is not parsed, so that one that is damaged still
+    /// keeps what it names.
+    pub(super) fn record_digests(&self, name: &str) -> Result<BTreeSet<Digest>, StoreError> {
+        let record = files::read_plain(&self.instance_record(name), MAX_RECORD_BYTES)?;
+        Ok(digests_in(&record.unwrap_or_default()).collect())
+    }
+
+    fn instance_record(&self, name: &str) -> PathBuf {
+        self.instances().join(name).join("record.json")
     }
 
     /// The blobs of the store that `text` names by their paths, be it a path or have one in it;

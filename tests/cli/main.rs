@@ -71,6 +71,7 @@ mod archives;
 mod interop;
 mod room;
 mod credentials;
+mod damage;
 mod images;
 mod pushes;
 mod space;
