@@ -10,12 +10,18 @@ use std::time::{Duration, SystemTime};
 use ironboot::oci::Digest;
 
 use crate::image::{Image, disk, disk_only, initramfs, kernel, single};
-use crate::sandbox::{Sandbox, check};
+use crate::sandbox::{Output, Sandbox, check};
 
 #[track_caller]
 fn done(sandbox: &Sandbox, line: &str) {
+    drop(done_aloud(sandbox, line));
+}
+
+#[track_caller]
+fn done_aloud(sandbox: &Sandbox, line: &str) -> Output {
     let output = sandbox.run(line);
     assert_eq!(output.status, 0, "{line}: {}", output.text());
+    output
 }
 
 /// Makes a record look as if it was used last so many days ago.
@@ -137,6 +143,36 @@ fn an_image_that_an_instance_needs_is_kept_whatever_room_is_wanted() {
     done(&sandbox, "image prune --keep-bytes 0");
     assert_eq!(sandbox.names("refs"), Vec::<String>::new());
     assert_eq!(sandbox.names("blobs/sha256"), Vec::<String>::new());
+}
+
+#[test]
+fn no_blob_goes_while_a_hypervisor_of_an_instance_can_not_be_asked() {
+    let sandbox = Sandbox::new();
+    let [needed, other] = ["needed", "other"].map(|name| sandbox.layout(&disk_only(&disk(name))));
+    done(
+        &sandbox,
+        &format!("prepare -q --name vm --arch amd64 --accel tcg {needed}"),
+    );
+    done(&sandbox, &format!("pull -q --arch amd64 {other}"));
+    let record = sandbox.store().join("instances/vm/record.json");
+    let text = fs::read_to_string(&record).unwrap();
+    let elsewhere = text.replace(r#""hypervisor": null"#, r#""hypervisor": "xen:///gone""#);
+    assert_ne!(elsewhere, text);
+    fs::write(&record, &elsewhere).unwrap();
+    fs::write(sandbox.store().join("tmp/removed-x"), "").unwrap();
+    let blobs = sandbox.names("blobs/sha256");
+    let warning = "warning: no blob is removed, a domain may need it: only qemu:///system and \
+                   qemu:///session are supported, not: xen:///gone\n";
+    let pruned = done_aloud(&sandbox, "image prune --keep-bytes 0");
+    assert_eq!(pruned.stderr, warning);
+    assert_eq!(sandbox.names("tmp"), Vec::<String>::new());
+    let removed = done_aloud(&sandbox, &format!("image rm --json {other}"));
+    assert_eq!(removed.stderr, warning);
+    assert_eq!(removed.json()["removed"][0]["freed_bytes"], 0);
+    assert_eq!(sandbox.names("blobs/sha256"), blobs);
+    fs::write(&record, &text).unwrap();
+    done(&sandbox, "image prune");
+    assert!(sandbox.names("blobs/sha256").len() < blobs.len());
 }
 
 /// Row 142.

@@ -1,5 +1,6 @@
 //! libvirt through the program: its system daemon, as root, whose QEMU is another user.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::thread;
@@ -191,6 +192,38 @@ fn a_domain_is_connected_to_a_network_of_libvirts_and_to_a_bridge() {
         vm.is_removed(&["--force"]);
     }
     virsh(&["net-destroy", &network]).unwrap();
+}
+
+#[test]
+fn a_domain_of_which_nobody_knows_any_more_keeps_what_it_opens() {
+    let vm = Defined::new("forgotten");
+    let (bench, image) = (&vm.bench, vm.bench.image());
+    vm.defines(&[]);
+    fs::remove_dir_all(bench.instance(&vm.name)).unwrap();
+    fs::remove_file(bench.store().join(format!("pins/{}.json", vm.name))).unwrap();
+    let refused = bench.tries(&["image", "rm", "--json", &image]);
+    let (kind, message) = refused.with_code(125).error();
+    assert_eq!(kind, "conflict");
+    let user = format!("is used by domain {} of qemu:///system", vm.name);
+    assert!(message.ends_with(&user), "{message}");
+
+    for record in fs::read_dir(bench.store().join("refs")).unwrap() {
+        fs::remove_file(record.unwrap().path()).unwrap();
+    }
+    bench.does(&["image", "prune"]);
+    let document = virsh(&["dumpxml", &vm.name]).unwrap();
+    let opened = document.split(['\'', '"', '<', '>']);
+    let opened: BTreeSet<&Path> = opened
+        .filter(|text| text.contains("/blobs/sha256/"))
+        .map(Path::new)
+        .collect();
+    assert!(opened.len() >= 3, "{document}");
+    for path in opened {
+        assert!(path.exists(), "{}", path.display());
+    }
+    virsh(&["undefine", "--nvram", &vm.name]).unwrap();
+    bench.does(&["image", "prune"]);
+    assert_eq!(bench.blobs(), []);
 }
 
 #[test]
