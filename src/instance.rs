@@ -15,6 +15,7 @@
 //! <store>/instances.lock                  shared by all who do; exclusive to clear after a crash
 //! ```
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -190,32 +191,37 @@ impl Instances {
     /// locks of names that no instance has.
     pub fn clear(&self) -> Result<(), InstanceError> {
         // Without the lock first: mostly there is nothing, and then nothing is touched.
-        if !files::names(&self.root)?
-            .iter()
-            .any(|name| name.starts_with('.'))
-        {
+        if self.left()?.is_empty() {
             return Ok(());
         }
         let Some(_nobody) = Lock::exclusive(&self.busy_lock(), Wait::No)? else {
             return Ok(());
         };
-        for name in files::names(&self.root)? {
-            if name.starts_with(".new-") || name.starts_with(".gone-") {
-                let path = self.root.join(&name);
-                fs::remove_dir_all(&path).map_err(FileError::of("remove", &path))?;
-            } else if let Some(locked) = name
-                .strip_prefix('.')
-                .and_then(|name| name.strip_suffix(".lock"))
-            {
-                let path = self.root.join(&name);
+        for name in self.left()? {
+            let path = self.root.join(&name);
+            if let Some(locked) = locked_name(&name) {
                 // Held while it is removed: whoever waits for it takes a new one.
                 let lock = Lock::exclusive(&path, Wait::No)?;
                 if lock.is_some() && !self.root.join(locked).exists() {
                     files::remove(&path)?;
                 }
+            } else {
+                fs::remove_dir_all(&path).map_err(FileError::of("remove", &path))?;
             }
         }
         Ok(())
+    }
+
+    /// What may have been left: every instance has a lock, and the locks of a thousand are not
+    /// looked at one by one.
+    fn left(&self) -> Result<Vec<String>, FileError> {
+        let mut names = files::names(&self.root)?;
+        let all: BTreeSet<String> = names.iter().cloned().collect();
+        names.retain(|name| match locked_name(name) {
+            Some(locked) => !all.contains(locked),
+            None => name.starts_with(".new-") || name.starts_with(".gone-"),
+        });
+        Ok(names)
     }
 
     /// Takes the lock of the `run` whose instance this is; none if one holds it.
@@ -250,6 +256,11 @@ impl Instances {
         files::sync_dir(&self.root)?;
         Ok(files::remove_tree(&gone.keep())?)
     }
+}
+
+/// The name that a lock's file is of.
+fn locked_name(file: &str) -> Option<&str> {
+    file.strip_prefix('.')?.strip_suffix(".lock")
 }
 
 impl Drop for NameLock {

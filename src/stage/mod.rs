@@ -241,7 +241,8 @@ pub fn create(own: &[OwnFile], draft: &Path) -> Result<Vec<PathBuf>, StageError>
                 loader_bytes,
                 name,
             } => {
-                let mut source = File::open(loader).map_err(FileError::of("read", loader))?;
+                // In the store, where nobody may have put a link for us to follow.
+                let mut source = files::open_plain(loader)?;
                 write_private(&path, |file| {
                     esp::write(file, &mut source, *loader_bytes, name)
                 })?;
@@ -255,7 +256,7 @@ pub fn create(own: &[OwnFile], draft: &Path) -> Result<Vec<PathBuf>, StageError>
 }
 
 fn copy_pieces(of: &Path, pieces: &[Piece], path: &Path) -> Result<(), StageError> {
-    let mut source = File::open(of).map_err(FileError::of("read", of))?;
+    let mut source = files::open_plain(of)?;
     write_private(path, |file| {
         for piece in pieces {
             source.seek(SeekFrom::Start(piece.offset))?;
