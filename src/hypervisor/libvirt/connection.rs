@@ -1,5 +1,6 @@
 //! Connections to libvirt, and what their errors are called.
 
+use std::io;
 use std::sync::Once;
 
 use virt::connect::Connect;
@@ -100,6 +101,14 @@ impl Uri {
         match self {
             Self::System => "qemu:///system",
             Self::Session => "qemu:///session",
+        }
+    }
+
+    /// For want of a thread.
+    pub(super) fn lacking(self, error: &io::Error) -> HypervisorError {
+        HypervisorError::Connect {
+            uri: self.as_str().to_owned(),
+            message: error.to_string(),
         }
     }
 

@@ -18,9 +18,11 @@ use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::resume_unwind;
 use std::path::Path;
+use std::thread;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use tokio::runtime::Handle;
 use tokio::task::spawn_blocking;
 use tokio::time::{sleep, timeout};
 use virt::domain::{
@@ -63,13 +65,29 @@ impl Libvirt {
         xml::render(spec, self.labels().await?)
     }
 
-    /// Runs `work` with a connection, on a thread that may block.
+    /// Runs `work` with a connection, on a thread of its own that has ended when this returns.
+    ///
+    /// What libvirt's libraries keep for a thread is freed at the thread's end. On one of the
+    /// runtime's that may be while the program ends and the same libraries free all they have,
+    /// which crashed one of some hundred programs.
     async fn connected<T: Send + 'static>(
         &self,
         work: impl FnOnce(Connection) -> Result<T, HypervisorError> + Send + 'static,
     ) -> Result<T, HypervisorError> {
         let uri = self.uri;
-        spawn_blocking(move || work(Connection::open(uri)?))
+        let runtime = Handle::current();
+        let on_own_thread = move || {
+            let work = move || {
+                let _entered = runtime.enter();
+                work(Connection::open(uri)?)
+            };
+            let thread = thread::Builder::new()
+                .name("libvirt".to_owned())
+                .spawn(work);
+            let thread = thread.map_err(|error| uri.lacking(&error))?;
+            thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+        };
+        spawn_blocking(on_own_thread)
             .await
             // Nobody cancels it, so it panicked.
             .unwrap_or_else(|error| resume_unwind(error.into_panic()))
