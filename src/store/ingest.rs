@@ -55,8 +55,7 @@ impl Ingest {
             return Ok(Claim::Present(blob));
         }
         let digest = expected.digest;
-        let name = format!("{}-{}", digest.algorithm(), digest.hex());
-        let directory = store.path("ingest").join(name);
+        let directory = store.ingest_directory(&digest);
         let lock = loop {
             files::create_dir(&directory, 0o700)?;
             match Lock::exclusive(&directory.join("lock"), Wait::ForEver) {
@@ -288,8 +287,7 @@ impl Store {
         digests: impl IntoIterator<Item = Digest>,
     ) -> Result<(), StoreError> {
         for digest in digests {
-            let name = format!("{}-{}", digest.algorithm(), digest.hex());
-            let directory = self.path("ingest").join(name);
+            let directory = self.ingest_directory(&digest);
             match Lock::exclusive(&directory.join("lock"), Wait::No) {
                 Ok(Some(_nobody)) => self.remove_ingest(&directory)?,
                 Ok(None) => {}
@@ -299,6 +297,24 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// Removes what those left who were killed after their blob had appeared.
+    pub(super) fn remove_finished_ingests(&self) -> Result<(), StoreError> {
+        for name in files::names(&self.path("ingest"))? {
+            let digest = name.replacen('-', ":", 1).parse();
+            if let Ok(digest) = digest
+                && self.blob_path(&digest).exists()
+            {
+                self.remove_partials([digest])?;
+            }
+        }
+        Ok(())
+    }
+
+    fn ingest_directory(&self, digest: &Digest) -> PathBuf {
+        let name = format!("{}-{}", digest.algorithm(), digest.hex());
+        self.path("ingest").join(name)
     }
 }
 
@@ -492,5 +508,27 @@ mod tests {
             Ingest::claim(&store, &expected),
             Err(StoreError::Damaged { .. })
         ));
+    }
+
+    #[test]
+    fn what_a_fetch_left_that_was_killed_when_its_blob_was_there_is_removed() {
+        let (_directory, store) = store();
+        let [done, half] = [b"done", b"half"].map(|content| Descriptor::of("x", content));
+        let lease = store.lease([done.digest, half.digest]).unwrap();
+        lease.put(&done, b"done").unwrap();
+        let ingest = |blob: &Descriptor| format!("sha256-{}", blob.digest.hex());
+        let left = || files::names(&store.path("ingest")).unwrap();
+        for blob in [&done, &half] {
+            let left = store.path("ingest").join(ingest(blob));
+            fs::create_dir(&left).unwrap();
+            fs::write(left.join("lock"), b"").unwrap();
+        }
+        let lock = store.path("ingest").join(ingest(&done)).join("lock");
+        let held = Lock::exclusive(&lock, Wait::No).unwrap();
+        drop(store.lease([]).unwrap());
+        assert_eq!(left().len(), 2, "somebody is still at it");
+        drop(held);
+        drop(store.lease([]).unwrap());
+        assert_eq!(left(), [ingest(&half)]);
     }
 }

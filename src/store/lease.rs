@@ -27,6 +27,8 @@ impl Store {
     /// Takes a lease of `digests`, creating the store where it is missing.
     pub fn lease(&self, digests: impl IntoIterator<Item = Digest>) -> Result<Lease, StoreError> {
         self.create()?;
+        // Nobody claims a blob that is there, so nobody else would come upon them.
+        self.remove_finished_ingests()?;
         let digests: BTreeSet<Digest> = digests.into_iter().collect();
         let directory = self.path("leases");
         let _collecting = Lock::shared(&self.path("gc.lock"), Wait::ForEver)?;
