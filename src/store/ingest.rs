@@ -189,21 +189,33 @@ impl Ingest {
             self.store.remove_ingest(&self.directory)?;
             return Err(error);
         }
-        self.writer
+        let synced = self
+            .writer
             .finish(self.block.bytes())
-            .map_err(FileError::of("write", &self.data))?;
-        self.file
-            .set_len(written)
+            .and_then(|()| self.file.set_len(written))
             .and_then(|()| self.file.set_permissions(fs::Permissions::from_mode(0o444)))
-            .and_then(|()| self.file.sync_all())
-            .map_err(FileError::of("sync", &self.data))?;
-        let path = self.store.blob_path(&digest);
-        match renameat_with(CWD, &self.data, CWD, &path, RenameFlags::NOREPLACE) {
-            // Somebody restored it meanwhile; it is as good as ours.
-            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-            Err(error) => return Err(FileError::of("publish", &path)(error.into()).into()),
+            .and_then(|()| self.file.sync_all());
+        if let Err(error) = synced {
+            // The kernel may have dropped the bytes that it could not write: to whoever resumes
+            // they would look right, and the next sync would succeed without them.
+            self.store.remove_ingest(&self.directory)?;
+            return Err(FileError::of("write", &self.data)(error).into());
         }
-        path.parent().map_or(Ok(()), files::sync_dir)?;
+        let path = self.store.blob_path(&digest);
+        let is_ours = match renameat_with(CWD, &self.data, CWD, &path, RenameFlags::NOREPLACE) {
+            Ok(()) => true,
+            // Somebody restored it meanwhile; it is as good as ours.
+            Err(rustix::io::Errno::EXIST) => false,
+            Err(error) => return Err(FileError::of("publish", &path)(error.into()).into()),
+        };
+        if let Err(error) = path.parent().map_or(Ok(()), files::sync_dir) {
+            // A power cut may still undo the rename: nothing may be built on this blob.
+            if is_ours {
+                files::remove(&path)?;
+            }
+            self.store.remove_ingest(&self.directory)?;
+            return Err(error.into());
+        }
         self.store.remove_ingest(&self.directory)?;
         Blob::look(&self.store, &self.expected)?.ok_or(StoreError::Damaged {
             blob: digest,
@@ -215,7 +227,8 @@ impl Ingest {
     /// Gives up after a failed fetch: full blocks stay for whoever resumes, if there are any.
     pub fn abandon(mut self) -> Result<(), StoreError> {
         let written = self.writer.wait();
-        if self.written == 0 {
+        // What was written before an error may not be there either; see `commit`.
+        if self.written == 0 || written.is_err() {
             self.store.remove_ingest(&self.directory)?;
         }
         Ok(written.map_err(FileError::of("write", &self.data))?)
