@@ -25,6 +25,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use clap::error::ErrorKind;
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::cli::args::Cli;
 use crate::cli::report::Report;
@@ -97,6 +98,10 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let result = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
+        .and_then(|runtime| {
+            runtime.block_on(async { outlive_file_limits() })?;
+            Ok(runtime)
+        })
         .map_err(|error| Report::usage(format!("can not start: {error}")))
         .and_then(|runtime| {
             let result = runtime.block_on(verbs::execute(cli));
@@ -126,6 +131,14 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         }
         Err(report) => fail(&report, json),
     }
+}
+
+/// Makes a write beyond the limit of a file's size an error, as a full disk is; unasked, the kernel
+/// ends the process instead. The programs that we start are not concerned.
+fn outlive_file_limits() -> io::Result<()> {
+    let exceeded = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
+    // What catches it stays when nobody listens any more.
+    signal(exceeded).map(drop)
 }
 
 fn print(output: Output, json: bool) -> io::Result<()> {
