@@ -102,6 +102,10 @@ impl Ingest {
             self.hasher.update(&block);
             self.written += BLOCK_BYTES as u64;
         }
+        // What comes next leaves out its zeros: nothing may be there already.
+        self.file
+            .set_len(self.written)
+            .map_err(FileError::of("shorten", &self.data))?;
         self.writer = Writer::new(Arc::clone(&self.file), self.written);
         self.resumed = self.written > 0;
         Ok(())
@@ -443,6 +447,24 @@ mod tests {
         assert_eq!((ingest.offset(), ingest.is_resumed()), (0, false));
         ingest.write(b"small").unwrap();
         ingest.commit().unwrap();
+    }
+
+    #[test]
+    fn what_a_partial_has_after_its_last_full_block_does_not_show_in_the_holes() {
+        let (_directory, store) = store();
+        let mut content = vec![0; 3 << 20];
+        content[0] = 1;
+        let expected = Descriptor::of("x", &content);
+        let ingest = claim(&store, &expected);
+        // What a power cut may leave of a block that was on its way.
+        let left = [&content[..BLOCK_BYTES], &[0xff; BLOCK_BYTES / 2]].concat();
+        fs::write(&ingest.data, left).unwrap();
+        drop(ingest);
+        let mut ingest = claim(&store, &expected);
+        assert_eq!(ingest.offset(), 1 << 20);
+        ingest.write(&content[BLOCK_BYTES..]).unwrap();
+        let blob = ingest.commit().unwrap();
+        assert_eq!(Digest::of(&blob.head(u64::MAX).unwrap()), expected.digest);
     }
 
     #[test]
