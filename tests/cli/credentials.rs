@@ -301,3 +301,36 @@ fn a_password_that_has_expired_is_asked_of_its_helper_again() {
     check(&sandbox.finish(command).text(), "sha256:<manifest>");
     assert_eq!(fs::read_to_string(&asked).unwrap().lines().count(), 2);
 }
+
+/// A registry of this machine is first asked without anybody's certificate in mind.
+#[test]
+fn whom_the_machine_trusts_vouches_for_a_registry_of_its_own_and_for_its_storage() {
+    let sandbox = Sandbox::new();
+    let storage = DockerRegistry::start(Access::Signed);
+    let stranger = DockerRegistry::start(Access::Signed);
+    sandbox.mask(storage.address(), "$STORAGE");
+    let image = disk_only(&disk("amd64"));
+    let layout = sandbox.layout(&image);
+    let there = format!("{}/os:1", storage.address());
+    sandbox.run(format!("image push -q --tls-verify=false {layout} {there}"));
+    let (path, elsewhere) = (image.blob_path("disk"), storage.address().to_owned());
+    let plain = image.serve_except(move |request, _| {
+        let location = format!("https://{elsewhere}{path}");
+        (request.path == path).then(|| Reply::status(307).header("Location", &location))
+    });
+    let (_plain, redirecting) = sandbox.at(&image, plain);
+    for reference in [there, redirecting] {
+        let line = format!("pull -q --arch amd64 {reference}");
+        let mut command = sandbox.command(&line);
+        command.env("SSL_CERT_FILE", stranger.file("authority.crt"));
+        let output = sandbox.finish(command);
+        assert_eq!(output.status, 125, "{}", output.text());
+        let told = "invalid peer certificate";
+        assert!(output.stderr.contains(told), "{}", output.text());
+        let mut command = sandbox.command(&line);
+        command.env("SSL_CERT_FILE", storage.file("authority.crt"));
+        let output = sandbox.finish(command);
+        check(&output.text(), "sha256:<manifest>");
+        sandbox.run(format!("image rm {reference}"));
+    }
+}

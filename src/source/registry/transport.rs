@@ -54,6 +54,8 @@ impl Default for Timeouts {
 pub(super) struct Transport {
     /// Made when it is needed: certificates are read for it.
     client: OnceLock<Client>,
+    /// The same without certificates.
+    plain: OnceLock<Client>,
     pub(super) policy: Arc<AddressPolicy>,
     trust: Trust,
     proxies: Proxies,
@@ -82,6 +84,7 @@ impl Transport {
         };
         Self {
             client: OnceLock::new(),
+            plain: OnceLock::new(),
             policy: Arc::new(policy.by_way_of(proxies.hosts())),
             trust,
             proxies,
@@ -92,17 +95,36 @@ impl Transport {
         }
     }
 
-    /// The HTTP client.
+    /// The HTTP client. A registry of this machine mostly speaks plain HTTP: its client knows
+    /// nobody who could vouch for it, since to read all whom this machine trusts takes longer than
+    /// such a registry takes to answer. [`Transport::send`] sees to the others.
     pub(super) fn client(&self) -> Result<&Client, SourceError> {
-        self.made(&self.client, |client| {
+        if !self.may_be_plain() {
+            return self.trusting_client();
+        }
+        self.made(&self.plain, |client| {
+            let client = client.tls_certs_only([]);
             client.read_timeout(self.timeouts.read)
         })
+    }
+
+    fn trusting_client(&self) -> Result<&Client, SourceError> {
+        self.made(&self.client, |client| {
+            let client = client.tls_certs_merge(self.trust.authorities.iter().cloned());
+            client.read_timeout(self.timeouts.read)
+        })
+    }
+
+    fn may_be_plain(&self) -> bool {
+        self.policy.registry_is_loopback && !self.trust.has_certificates()
     }
 
     /// The client for requests that take as long as their body does. For the other one, all the
     /// time until an answer begins is time without an answer.
     pub(super) fn client_for_uploads(&self) -> Result<&Client, SourceError> {
-        self.made(&self.uploads, |client| client)
+        self.made(&self.uploads, |client| {
+            client.tls_certs_merge(self.trust.authorities.iter().cloned())
+        })
     }
 
     fn made<'a>(
@@ -140,7 +162,6 @@ impl Transport {
             .referer(false)
             .redirect(AddressPolicy::clone(policy).redirects())
             .dns_resolver(Resolver(Arc::clone(policy)))
-            .tls_certs_merge(trust.authorities.iter().cloned())
             .tls_danger_accept_invalid_certs(is_insecure);
         if let Some(client) = &trust.client {
             builder = builder.identity(client.clone());
@@ -151,7 +172,16 @@ impl Transport {
     /// Sends a request once. What a later try may mend is [`SourceError::Unavailable`]; other
     /// statuses are the caller's to judge.
     pub(super) async fn send(&self, request: RequestBuilder) -> Result<Response, SourceError> {
-        let response = request.send().await.map_err(|error| self.failure(error))?;
+        let again = request.try_clone().filter(|_| self.may_be_plain());
+        let response = match (request.send().await, again) {
+            (Err(error), Some(again)) if tls_fault(&error).is_some() => {
+                let (_, request) = again.build_split();
+                let request = request.map_err(|error| self.failure(error))?;
+                self.trusting_client()?.execute(request).await
+            }
+            (result, _) => result,
+        };
+        let response = response.map_err(|error| self.failure(error))?;
         let status = response.status();
         if status.is_redirection() {
             // One that the client could not even follow, such as to a file.
@@ -323,7 +353,7 @@ impl Transport {
         if find::<hyper::Error>(&error).is_some_and(hyper::Error::is_parse) {
             return self.protocol(Violation::Http(root()));
         }
-        if let Some(fault) = find::<io::Error>(&error).and_then(handshake) {
+        if let Some(fault) = tls_fault(&error) {
             return SourceError::Tls {
                 registry,
                 reason: root(),
@@ -350,6 +380,11 @@ fn chain<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn 
 /// The first of an error's causes that is a `T`.
 fn find<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     chain(error).find_map(|cause| cause.downcast_ref())
+}
+
+/// The TLS library's error that an error of the HTTP client comes from.
+fn tls_fault(error: &reqwest::Error) -> Option<&rustls::Error> {
+    find::<io::Error>(error).and_then(handshake)
 }
 
 /// The TLS library's error in an io error, where it travels wrapped into others that do not name
