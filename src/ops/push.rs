@@ -18,6 +18,9 @@ use crate::source::{Source, Wanted};
 /// Blobs that are sent at the same time.
 const PARALLEL: usize = 3;
 
+/// Repositories that are named to the service that grants leave to mount from them.
+const MAX_NEIGHBOURS: usize = 8;
+
 /// What was pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pushed {
@@ -97,7 +100,10 @@ pub async fn push(
             });
         }
     }
-    let neighbours = neighbours(context, to)?;
+    let mut neighbours = neighbours(context, to)?;
+    neighbours.retain(|digest, _| seen.contains(digest));
+    let repositories: BTreeSet<String> = neighbours.values().cloned().collect();
+    registry.will_mount_from(repositories.into_iter().take(MAX_NEIGHBOURS).collect())?;
     let mut done = futures_util::stream::iter(blobs)
         .map(|blob| async {
             let neighbour = neighbours.get(&blob.digest).map(String::as_str);

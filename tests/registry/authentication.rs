@@ -92,6 +92,33 @@ async fn a_token_is_asked_for_once_with_a_scope_of_our_own() {
 }
 
 #[tokio::test]
+async fn who_writes_asks_for_leave_to_mount_as_well() {
+    let server = bearer("http://SELF/token", token("abc"), "abc");
+    let registry = open(&server.address(), ":1", &me(&server));
+    let neighbours = vec!["team/base".to_owned(), "other".to_owned()];
+    registry.will_mount_from(neighbours).unwrap();
+    registry
+        .has_blob(&Descriptor::of("x/y", b"blob").digest)
+        .await
+        .unwrap();
+    let requests = server.requests();
+    let request = requests.iter().find(|r| r.path == "/token").unwrap();
+    let scopes: Vec<_> = request
+        .query
+        .split('&')
+        .filter(|part| part.starts_with("scope"))
+        .collect();
+    assert_eq!(
+        scopes,
+        [
+            "scope=repository%3Aos%3Apull%2Cpush",
+            "scope=repository%3Ateam%2Fbase%3Apull",
+            "scope=repository%3Aother%3Apull",
+        ]
+    );
+}
+
+#[tokio::test]
 async fn without_credentials_a_token_is_asked_for_anonymously() {
     let server = bearer("http://SELF/token", token("abc"), "abc");
     let options = SourceOptions::default();

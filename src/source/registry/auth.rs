@@ -6,6 +6,8 @@
 //!
 //! Format: distribution-spec's "Token Authentication Specification"; RFC 7235 for the challenge.
 
+use std::sync::OnceLock;
+
 use reqwest::header::{self, HeaderMap, HeaderValue};
 use reqwest::{RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
@@ -36,6 +38,8 @@ pub(super) struct Session {
     /// Addresses of the registry, in the order in which they are tried.
     bases: Vec<Url>,
     repository: String,
+    /// Other repositories that are read while this one is written to.
+    neighbours: OnceLock<Vec<String>>,
     credentials: Credentials,
     endpoint: OnceCell<Endpoint>,
     pull: Mutex<Option<Grant>>,
@@ -83,11 +87,17 @@ impl Session {
             registry,
             bases,
             repository,
+            neighbours: OnceLock::new(),
             credentials,
             endpoint: OnceCell::new(),
             pull: Mutex::new(None),
             push: Mutex::new(None),
         }
+    }
+
+    /// Has grants for writing allow to read `neighbours` as well, if none was asked for yet.
+    pub(super) fn read_too(&self, neighbours: Vec<String>) {
+        self.neighbours.get_or_init(|| neighbours);
     }
 
     /// The addresses of the registry.
@@ -307,6 +317,10 @@ impl Session {
             "scope",
             &format!("repository:{}:{actions}", self.repository),
         );
+        let neighbours = self.neighbours.get().filter(|_| access == Access::Push);
+        for neighbour in neighbours.into_iter().flatten() {
+            query.append_pair("scope", &format!("repository:{neighbour}:pull"));
+        }
         drop(query);
         Ok(url)
     }

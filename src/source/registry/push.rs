@@ -61,6 +61,13 @@ pub enum UploadEvent {
 }
 
 impl Registry {
+    /// Asks for leave to mount from `repositories` of the same registry together with the leave to
+    /// write; without effect once that has been asked for.
+    pub fn will_mount_from(&self, repositories: Vec<String>) -> Result<(), SourceError> {
+        self.host_for_push()?.session.read_too(repositories);
+        Ok(())
+    }
+
     /// Tells whether the repository has a blob.
     pub async fn has_blob(&self, digest: &Digest) -> Result<bool, SourceError> {
         self.host_for_push()?.has_blob(digest).await
