@@ -92,6 +92,31 @@ async fn a_token_is_asked_for_once_with_a_scope_of_our_own() {
 }
 
 #[tokio::test]
+async fn whoever_a_redirect_leads_to_asks_for_a_password_in_vain() {
+    for status in [401, 403] {
+        let thief = Hostile::start(move |request, _| {
+            let realm = format!("http://{}/steal", request.header("host").unwrap());
+            match request.path.as_str() {
+                "/steal" => token("abc"),
+                _ => Reply::status(status)
+                    .header("WWW-Authenticate", &format!(r#"Bearer realm="{realm}""#))
+                    .header("WWW-Authenticate", r#"Basic realm="x""#),
+            }
+        });
+        let target = format!("http://{}/blob", thief.address());
+        let server = crate::serve(move |_, _, _| Reply::status(307).header("Location", &target));
+        let source = open(&server.address(), ":1", &me(&server));
+        let error = source
+            .blob(&Descriptor::of("x/y", b"blob"), 0)
+            .await
+            .unwrap_err();
+        assert!(matches!(error, SourceError::Unauthorized { .. }), "{error}");
+        assert_eq!(authorized(&thief), [], "{status}");
+        assert_eq!(thief.count("/steal"), 0, "{status}");
+    }
+}
+
+#[tokio::test]
 async fn who_writes_asks_for_leave_to_mount_as_well() {
     let server = bearer("http://SELF/token", token("abc"), "abc");
     let registry = open(&server.address(), ":1", &me(&server));

@@ -197,3 +197,18 @@ async fn a_blob_that_is_missing_is_named() {
     let expected = format!("{}/os:1 has no {}", server.address(), blob().digest);
     assert_eq!(result.unwrap_err().to_string(), expected);
 }
+
+#[tokio::test]
+async fn a_part_longer_than_any_number_is_refused() {
+    let content = content();
+    let size = content.len();
+    let server = serve(move |_, _, _| {
+        Reply::status(206)
+            .header("Content-Range", &format!("bytes 5-{}/{size}", size - 1))
+            .cut(b"x", usize::MAX - 2)
+    });
+    let (_, bytes, result) = read(&image(&server), &blob(), 5).await;
+    let error = result.unwrap_err();
+    assert!(matches!(error, SourceError::SizeMismatch { .. }), "{error}");
+    assert_eq!(bytes, b"");
+}

@@ -199,6 +199,10 @@ impl Resolve for Resolver {
                     let reason = match socket.ip() {
                         ip if is_link_local(ip) => AddressRefusal::LinkLocal,
                         ip if is_own(ip) && !own_allowed => AddressRefusal::Loopback,
+                        // It is taken for this machine by its name alone, and so spoken to plainly.
+                        ip if is_localhost(name.as_str()) && !is_own(ip) => {
+                            AddressRefusal::PlainHttp
+                        }
                         _ => return true,
                     };
                     refusal = Some(reason);

@@ -123,8 +123,10 @@ impl Session {
             .endpoint
             .get_or_try_init(|| async move {
                 let (base, response) = self.find(transport, build).await?;
+                // Whoever a redirect led to asks for himself, and gets nothing that is the registry's.
+                let is_own = response.url().origin() == base.origin();
                 let challenges = match response.status() {
-                    StatusCode::UNAUTHORIZED => challenges(response.headers()),
+                    StatusCode::UNAUTHORIZED if is_own => challenges(response.headers()),
                     _ => Vec::new(),
                 };
                 *slot = Some(response);

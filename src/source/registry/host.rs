@@ -22,7 +22,7 @@ pub(super) struct Host {
     capabilities: Vec<Capability>,
     /// The registry that it stands for, where that is another.
     stands_for: Option<String>,
-    headers: HeaderMap,
+    pub(super) headers: HeaderMap,
     /// How often it is asked for one thing.
     tries: u32,
 }
@@ -157,8 +157,10 @@ impl Host {
                 return Ok(response);
             }
             let headers = response.headers().clone();
+            // What somebody asks for to whom a redirect led is not the registry's question.
+            let is_own = response.url().origin() == endpoint.base.origin();
             let words = transport.words(response).await;
-            let is_first = !std::mem::replace(&mut renewed, true);
+            let is_first = !std::mem::replace(&mut renewed, true) && is_own;
             if is_first && (status == StatusCode::UNAUTHORIZED || may_have_expired(&grant, &words))
             {
                 let newer = session.renew(transport, endpoint, access, &grant, &headers);
@@ -362,7 +364,9 @@ impl Host {
             StatusCode::NOT_FOUND => return Err(self.blob_not_found(&blob.digest)),
             _ => return Err(self.transport.unexpected(response).await),
         };
-        let announced = response.content_length().map(|length| start + length);
+        let announced = response
+            .content_length()
+            .map(|length| start.saturating_add(length));
         match announced {
             Some(actual) if actual > blob.size || (start == 0 && actual != blob.size) => {
                 Err(SourceError::SizeMismatch {

@@ -35,7 +35,7 @@ pub(super) struct Place {
     pub(super) stands_for: Option<String>,
     pub(super) capabilities: Vec<Capability>,
     pub(super) trust: Trust,
-    /// Sent with each request to it.
+    /// Sent with each request to it and, as by containerd, to wherever it redirects.
     pub(super) headers: HeaderMap,
     /// How long connecting may take, if that is not left to us.
     pub(super) dial_timeout: Option<Duration>,

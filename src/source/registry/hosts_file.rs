@@ -46,7 +46,7 @@ pub(super) struct Settings {
     /// Files with our certificate, and with its key if that is not in the same one.
     pub(super) clients: Vec<(PathBuf, Option<PathBuf>)>,
     pub(super) skip_verify: bool,
-    /// Sent with each request to it; marked sensitive.
+    /// Sent with each request to it and, as by containerd, to wherever it redirects; marked sensitive.
     pub(super) headers: HeaderMap,
     pub(super) dial_timeout: Option<Duration>,
 }

@@ -5,7 +5,7 @@
 //! for only where the operator says so, and whatever goes wrong with it is no reason to fail as
 //! long as there is another place. It is left alone then for a while.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -87,7 +87,7 @@ impl Mirrors {
     pub(super) fn watched<'a>(
         &'a self,
         stream: impl Stream<Item = Result<Bytes, SourceError>> + Send + Unpin + 'a,
-        host: &'a Host,
+        (host, spent): (&'a Host, &'a Spent),
         blob: &Descriptor,
         left: u64,
     ) -> impl Stream<Item = Result<Bytes, SourceError>> + Send + 'a {
@@ -108,6 +108,7 @@ impl Mirrors {
                 Some(Err(error)) => error,
             };
             let mirror = self.failed(host, &error).mirror;
+            spent.add(digest, host);
             let source = Box::new(error);
             Some((Err(SourceError::Mirror { mirror, source }), None))
         })
@@ -133,7 +134,13 @@ pub(super) struct Tour<'a> {
 
 impl<'a> Tour<'a> {
     /// Begins where `needed` may be asked for and has not failed just now.
-    pub(super) fn begin(registry: &'a Registry, needed: Capability) -> Result<Self, SourceError> {
+    ///
+    /// Nobody is asked twice for a `digest` that he failed with, however long ago; but the last.
+    pub(super) fn begin(
+        registry: &'a Registry,
+        needed: Capability,
+        digest: Option<&Digest>,
+    ) -> Result<Self, SourceError> {
         let able = registry.hosts.iter().filter(|host| host.may(needed));
         let mut able: Vec<_> = able.collect();
         let Some(last) = able.pop() else {
@@ -147,6 +154,7 @@ impl<'a> Tour<'a> {
         for host in able {
             match registry.mirrors.recall(host) {
                 Some(failure) => failures.push(failure),
+                None if digest.is_some_and(|digest| registry.spent.has(digest, host)) => {}
                 None => hosts.push(host),
             }
         }
@@ -192,6 +200,22 @@ impl<'a> Tour<'a> {
                 std::mem::take(&mut self.failures),
             ))),
         }
+    }
+}
+
+/// Which mirrors failed with which digests, for as long as the registry is open.
+#[derive(Debug, Default)]
+pub(super) struct Spent(Mutex<BTreeSet<(Digest, String)>>);
+
+impl Spent {
+    pub(super) fn add(&self, digest: Digest, host: &Host) {
+        let mut spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        spent.insert((digest, host.address()));
+    }
+
+    fn has(&self, digest: &Digest, host: &Host) -> bool {
+        let spent = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        spent.contains(&(*digest, host.address()))
     }
 }
 

@@ -39,7 +39,7 @@ use crate::source::{BlobStream, RawDocument, Source, SourceError, SourceOptions,
 use host::Host;
 use hosts_file::Capability;
 pub use mirrors::Mirrors;
-use mirrors::{Givers, Tour};
+use mirrors::{Givers, Spent, Tour};
 pub use proxies::{Proxies, ProxySetting};
 pub use push::{UploadEvent, Uploaded};
 pub use transport::Timeouts;
@@ -54,6 +54,7 @@ pub struct Registry {
     hosts: Vec<Arc<Host>>,
     mirrors: Mirrors,
     givers: Givers,
+    spent: Spent,
 }
 
 impl Registry {
@@ -88,11 +89,12 @@ impl Registry {
             image,
             mirrors: options.mirrors.clone(),
             givers: Givers::default(),
+            spent: Spent::default(),
         })
     }
 
     async fn by_tag(&self, tag: &str) -> Result<RawDocument, SourceError> {
-        let mut tour = Tour::begin(self, Capability::Resolve)?;
+        let mut tour = Tour::begin(self, Capability::Resolve, None)?;
         loop {
             let answer = tour.host().by_tag(tag).await;
             if let Some(result) = tour.judge(answer) {
@@ -102,7 +104,7 @@ impl Registry {
     }
 
     async fn ask_tag(&self, tag: &str) -> Result<Option<Digest>, SourceError> {
-        let mut tour = Tour::begin(self, Capability::Resolve)?;
+        let mut tour = Tour::begin(self, Capability::Resolve, None)?;
         loop {
             let answer = tour.host().ask_tag(tag).await;
             if let Some(result) = tour.judge(answer) {
@@ -116,7 +118,7 @@ impl Registry {
         digest: &Digest,
         entry: Option<&Descriptor>,
     ) -> Result<RawDocument, SourceError> {
-        let mut tour = Tour::begin(self, Capability::Pull)?;
+        let mut tour = Tour::begin(self, Capability::Pull, Some(digest))?;
         loop {
             let answer = tour.host().by_digest(digest, entry).await;
             if let Some(result) = tour.judge(answer) {
@@ -150,7 +152,7 @@ impl Source for Registry {
     }
 
     async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream<'_>, SourceError> {
-        let mut tour = Tour::begin(self, Capability::Pull)?;
+        let mut tour = Tour::begin(self, Capability::Pull, Some(&blob.digest))?;
         loop {
             let (host, is_last) = (tour.host(), tour.is_last());
             let answer = host.patiently_open_blob(blob, offset, None).await;
@@ -163,7 +165,9 @@ impl Source for Registry {
                 return Ok(BlobStream { offset, bytes });
             }
             self.givers.add(blob.digest, host);
-            let bytes = self.mirrors.watched(bytes, host, blob, blob.size - offset);
+            let bytes = self
+                .mirrors
+                .watched(bytes, (host, &self.spent), blob, blob.size - offset);
             return Ok(BlobStream {
                 offset,
                 bytes: Box::pin(bytes),
@@ -175,6 +179,7 @@ impl Source for Registry {
         let givers = self.givers.take(digest);
         for host in &givers {
             self.mirrors.lied(host, digest);
+            self.spent.add(*digest, host);
         }
         !givers.is_empty()
     }

@@ -217,6 +217,7 @@ impl Host {
     ) -> Result<Response, SourceError> {
         match self.session.endpoint() {
             Some(endpoint) if url.origin() == endpoint.base.origin() => {
+                let build = || build().headers(self.headers.clone());
                 self.authorized(Access::Push, endpoint, None, build).await
             }
             _ => self.transport.send(build()).await,

@@ -99,7 +99,7 @@ impl Transport {
     /// nobody who could vouch for it, since to read all whom this machine trusts takes longer than
     /// such a registry takes to answer. [`Transport::send`] sees to the others.
     pub(super) fn client(&self) -> Result<&Client, SourceError> {
-        if !self.may_be_plain() {
+        if !self.may_be_plain() || self.client.get().is_some() {
             return self.trusting_client();
         }
         self.made(&self.plain, |client| {
