@@ -376,6 +376,9 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
         Progress::DomainsUnknown(reason) => Some(format!(
             "warning: no blob is removed, a domain may need it: {reason}"
         )),
+        Progress::NotRemoved { reason } => Some(format!(
+            "warning: what is no longer needed is not removed: {reason}"
+        )),
         Progress::HypervisorSaid(words) => Some(format!("QEMU: {}", Printable(&words))),
         Progress::Started(name) => verbose.then(|| format!("started {name}")),
         Progress::Waiting { label } => Some(format!(

@@ -85,7 +85,10 @@ async fn fetch_one(
 ) -> Result<Option<Digest>, OpsError> {
     let digest = item.descriptor.digest;
     // Before the blob is claimed: whoever has one is not kept waiting for a turn.
-    let _turn = AT_ONCE.acquire().await.expect("it is never closed");
+    let Some(turn) = unless_stopped(&mut stopped, AT_ONCE.acquire()).await else {
+        return Ok(None);
+    };
+    let _turn = turn.expect("it is never closed");
     // A partial that an earlier fetch left may be wrong, and so may be what a mirror sent: then
     // everything is fetched anew, once, and once for each mirror.
     let mut is_anew = false;
@@ -93,7 +96,8 @@ async fn fetch_one(
         if *stopped.borrow() {
             return Ok(None);
         }
-        let Some(mut ingest) = claim(context, lease, &item).await? else {
+        let claimed = unless_stopped(&mut stopped, claim(context, lease, &item)).await;
+        let Some(mut ingest) = claimed.transpose()?.flatten() else {
             return Ok(None);
         };
         if is_anew {
@@ -202,7 +206,12 @@ async fn receive(
                 return Ok(None);
             }
             Some(Received::Source(error)) if error.is_retryable() => OpsError::from(error),
-            // Wrong bytes, and bytes that nobody may have, are not worth a second try.
+            // Once we are let in again, what is here is as good as before.
+            Some(Received::Source(error @ SourceError::Unauthorized { .. })) => {
+                blocking(move || ingest.abandon()).await?;
+                return Err(error.into());
+            }
+            // Wrong bytes are not worth a second try.
             Some(Received::Source(error)) => {
                 blocking(move || ingest.discard()).await?;
                 return Err(error.into());

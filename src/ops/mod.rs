@@ -252,6 +252,16 @@ fn path(indexes: &[Digest]) -> String {
 }
 
 impl OpsError {
+    /// Tells whether the same call may succeed once somebody has logged in or made room, so that
+    /// what was fetched is worth keeping.
+    pub(crate) fn may_be_mended(&self) -> bool {
+        match self {
+            Self::Source(SourceError::Unauthorized { .. }) | Self::NoSpace { .. } => true,
+            Self::Fetch { source, .. } => source.may_be_mended(),
+            _ => self.is_retryable(),
+        }
+    }
+
     /// Tells whether the same call may succeed later, without anybody changing anything.
     #[must_use]
     pub fn is_retryable(&self) -> bool {

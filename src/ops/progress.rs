@@ -81,6 +81,11 @@ pub enum Progress {
         /// Why not.
         reason: String,
     },
+    /// What is no longer needed could not be removed, which `image prune` makes up for.
+    NotRemoved {
+        /// Why not.
+        reason: String,
+    },
     /// A line that the hypervisor wrote: an error or a warning.
     HypervisorSaid(String),
     /// So many blobs are being hashed.

@@ -101,7 +101,7 @@ pub async fn pull_resolved(
             lease,
         }),
         Err(error) => {
-            if !error.is_retryable() && !leased.is_empty() {
+            if !error.may_be_mended() && !leased.is_empty() {
                 clear(context, leased).await?;
             }
             Err(error)
@@ -186,7 +186,11 @@ impl Attempt<'_> {
             let (held, now) = (&self.leased, self.context.now);
             // What a method needed that was rejected, and what the tag led to before.
             let unneeded = store.put_reference(reference, top, &images, held, now)?;
-            users::release(self.context, unneeded).await?;
+            // The image is here, whatever is wrong with others.
+            if let Err(error) = users::release(self.context, unneeded).await {
+                let reason = error.to_string();
+                (self.context.report)(Progress::NotRemoved { reason });
+            }
             return Ok((plan, lease));
         }
     }

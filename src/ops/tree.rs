@@ -17,6 +17,10 @@ pub(super) const MAX_DEPTH: usize = 4;
 pub(super) const MAX_DOCUMENTS: usize = 512;
 /// How many bytes of documents, or of configs, an index may lead to.
 pub(super) const MAX_TOTAL_BYTES: u64 = 64 << 20;
+/// How many annotations an entry inherits.
+const MAX_WORDS: usize = 64;
+/// How many bytes an annotation that is inherited has, with its key.
+const MAX_WORD_BYTES: usize = 1 << 10;
 /// How many documents are read at the same time.
 const AT_ONCE: usize = 4;
 
@@ -102,6 +106,9 @@ pub(super) async fn walk(
             let found = match answer {
                 Ok((bytes, Document::Manifest(manifest))) => Found::Manifest(bytes, manifest),
                 Ok((bytes, Document::Index(inner))) => match place.enter(&inner) {
+                    Ok(inside) if level.len() + inside.len() > MAX_DOCUMENTS => {
+                        return Err(OpsError::TooManyDocuments { index: top });
+                    }
                     Ok(inside) => {
                         level.extend(inside);
                         Found::Index(bytes)
@@ -129,14 +136,16 @@ fn places(index: &Index, indexes: &[Digest], outer: Option<&IndexEntry>) -> Vec<
         .collect()
 }
 
-/// Gives `entry` what the entry of its index has and it has not.
+/// Gives `entry` what the entry of its index has and it has not; long texts are no words of ours.
 fn inherit(mut entry: IndexEntry, outer: Option<&IndexEntry>) -> IndexEntry {
     let Some(outer) = outer else {
         return entry;
     };
     entry.platform = entry.platform.or_else(|| outer.platform.clone());
     let annotations = &mut entry.descriptor.annotations;
-    for (key, value) in &outer.descriptor.annotations {
+    let words = outer.descriptor.annotations.iter();
+    let words = words.filter(|(key, value)| key.len() + value.len() <= MAX_WORD_BYTES);
+    for (key, value) in words.take(MAX_WORDS) {
         annotations
             .entry(key.clone())
             .or_insert_with(|| value.clone());

@@ -69,6 +69,18 @@ impl StoredReference {
         (reference, top, images) == (&other.reference, &other.top, &other.images)
     }
 
+    /// The same without what the image says of its blobs: nobody reads it here, and it may be long.
+    fn without_annotations(mut self) -> Self {
+        let images = self.images.iter_mut().flat_map(|image| {
+            let documents = image.indexes.iter_mut().chain([&mut image.manifest]);
+            documents.chain(&mut image.blobs)
+        });
+        for descriptor in images.chain([&mut self.top]) {
+            descriptor.annotations.clear();
+        }
+        self
+    }
+
     /// The documents that the reference needs: its top, and the indexes and manifests below it.
     pub fn documents(&self) -> impl Iterator<Item = &Descriptor> {
         let below = self.images.iter();
@@ -120,11 +132,14 @@ impl Store {
     ) -> Result<BTreeSet<Digest>, StoreError> {
         self.create()?;
         let path = self.reference_path(reference);
-        let record = |before: Option<&StoredReference>| StoredReference {
-            reference: reference.to_string(),
-            top: top.clone(),
-            resolved_at,
-            images: merged(before.filter(|before| before.top.digest == top.digest), new),
+        let record = |before: Option<&StoredReference>| {
+            StoredReference {
+                reference: reference.to_string(),
+                top: top.clone(),
+                resolved_at,
+                images: merged(before.filter(|before| before.top.digest == top.digest), new),
+            }
+            .without_annotations()
         };
         {
             // Shared: beside others who find the same, and not beside one who forgets it.
