@@ -71,6 +71,7 @@ pub async fn pull_resolved(
     let mut wish = Wish {
         documents: resolved.documents,
         images: Vec::new(),
+        small: resolved.small,
     };
     if let (Extent::All, Some(index)) = (extent, &resolved.index) {
         wish.add_others(context, &*resolved.source, &resolved.top, index)
@@ -226,12 +227,17 @@ impl Attempt<'_> {
         let (store, leased) = (self.context.store.clone(), digests.clone());
         let lease = Arc::new(blocking(move || store.lease(leased)).await?);
         self.leased.extend(&digests);
+        for (descriptor, bytes) in &self.wish.small {
+            if digests.contains(&descriptor.digest) && !self.context.store.seems_to_have(descriptor)
+            {
+                put(&lease, descriptor, bytes).await?;
+                self.fetched_bytes += descriptor.size;
+            }
+        }
         self.fetched_bytes += self.fetch(&images, &lease).await?;
         // Parents after their children, so that a crash leaves no document without its blobs.
         for (descriptor, bytes) in self.wish.documents.iter().rev() {
-            let (lease, descriptor) = (Arc::clone(&lease), descriptor.clone());
-            let bytes = bytes.clone();
-            blocking(move || lease.put(&descriptor, &bytes)).await?;
+            put(&lease, descriptor, bytes).await?;
         }
         Ok((lease, images))
     }
@@ -271,12 +277,20 @@ impl Attempt<'_> {
     }
 }
 
+async fn put(lease: &Arc<Lease>, blob: &Descriptor, bytes: &[u8]) -> Result<(), OpsError> {
+    let (lease, blob, bytes) = (Arc::clone(lease), blob.clone(), bytes.to_vec());
+    blocking(move || lease.put(&blob, &bytes)).await?;
+    Ok(())
+}
+
 /// What is to be in the store.
 struct Wish {
     /// Index and manifests, each before those that it names.
     documents: Vec<(Descriptor, Vec<u8>)>,
     /// The other images, whole.
     images: Vec<StoredImage>,
+    /// Blobs of them that were read already.
+    small: Vec<(Descriptor, Vec<u8>)>,
 }
 
 impl Wish {

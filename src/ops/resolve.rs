@@ -65,6 +65,8 @@ pub struct Resolved {
     pub documents: Vec<(Descriptor, Vec<u8>)>,
     /// The index, if there is one.
     pub index: Option<Index>,
+    /// The small blobs that were read to plan with, with their bytes.
+    pub small: Vec<(Descriptor, Vec<u8>)>,
     /// Says how it boots.
     pub planner: Planner,
 }
@@ -92,7 +94,9 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
             whole_index = Some(index);
         }
     }
-    let configs = ask_configs(context, &*source, top.digest, &mut read.candidates).await?;
+    let mut small = Vec::new();
+    let candidates = &mut read.candidates;
+    let configs = ask_configs(context, &*source, top.digest, candidates, &mut small).await?;
     let selected = select(reference, read.candidates, read.dropped, &request.wanted);
     let selected = match (selected, read.broken) {
         // What was looked for may be the very entry that is broken.
@@ -104,7 +108,7 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
     for digest in inner.chain([&selected.image.manifest_digest]) {
         documents.extend(read.documents.remove(digest));
     }
-    let metadata = read_metadata(context, &*source, &selected, configs).await?;
+    let metadata = read_metadata(context, &*source, &selected, configs, &mut small).await?;
     let planner = Planner::new(
         context,
         &selected.image,
@@ -118,6 +122,7 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
         top,
         documents,
         index: whole_index,
+        small,
         planner,
     })
 }
@@ -191,6 +196,7 @@ async fn ask_configs(
     source: &dyn Source,
     top: Digest,
     candidates: &mut [Candidate],
+    small: &mut Vec<(Descriptor, Vec<u8>)>,
 ) -> Result<BTreeMap<Digest, ImageConfig>, OpsError> {
     let mut configs = BTreeMap::new();
     let mut total_bytes: u64 = 0;
@@ -211,7 +217,7 @@ async fn ask_configs(
             if total_bytes > MAX_TOTAL_BYTES {
                 return Err(OpsError::TooManyDocuments { index: top });
             }
-            match read_config(context, source, config).await {
+            match read_config(context, source, config, small).await {
                 Ok(config) => {
                     place.insert(config);
                 }
@@ -230,11 +236,13 @@ async fn read_config(
     context: &Context<'_>,
     source: &dyn Source,
     config: &Descriptor,
+    small: &mut Vec<(Descriptor, Vec<u8>)>,
 ) -> Result<ImageConfig, OpsError> {
     if config.digest == Digest::of(b"{}") {
         return Ok(ImageConfig::default());
     }
     let bytes = fetch_small(context, source, config, MAX_CONFIG_BYTES, "config").await?;
+    small.push((config.clone(), bytes.clone()));
     let (parsed, rest) = ImageConfig::parse(&bytes, config.digest)?;
     if rest == Rest::Skipped {
         let config = config.digest;
@@ -249,12 +257,13 @@ async fn read_metadata(
     source: &dyn Source,
     selected: &Selected,
     mut configs: BTreeMap<Digest, ImageConfig>,
+    small: &mut Vec<(Descriptor, Vec<u8>)>,
 ) -> Result<Metadata, OpsError> {
     let image = &selected.image;
     let descriptor = &image.manifest.config;
     let config = match configs.remove(&descriptor.digest) {
         Some(config) => config,
-        None => match read_config(context, source, descriptor).await {
+        None => match read_config(context, source, descriptor, small).await {
             // It would only be asked for the kernel's command line.
             Err(OpsError::Config(_)) if image.roles.get(LayerRole::Kernel).is_none() => {
                 ImageConfig::default()
@@ -263,16 +272,12 @@ async fn read_metadata(
         },
     };
     let command_line_layer = match image.roles.get(LayerRole::CommandLine) {
-        Some(layer) => Some(
-            fetch_small(
-                context,
-                source,
-                layer,
-                MAX_COMMAND_LINE_LAYER_BYTES,
-                "command line",
-            )
-            .await?,
-        ),
+        Some(layer) => {
+            let limit = MAX_COMMAND_LINE_LAYER_BYTES;
+            let bytes = fetch_small(context, source, layer, limit, "command line").await?;
+            small.push((layer.clone(), bytes.clone()));
+            Some(bytes)
+        }
         None => None,
     };
     Ok(Metadata {

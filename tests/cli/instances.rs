@@ -56,7 +56,7 @@ fn prepare_prints_the_paths_of_what_it_made() {
         disk  $TMP/store/instances/vm/disk-0.qcow2 (qcow2)
         disk  $TMP/store/blobs/sha256/<squashfs> (raw, read-only)
         ------- stderr -------
-        fetching 73.05 KiB
+        fetching 73.00 KiB
         "#,
     );
     let image = sandbox.layout(&disk_only(&disk("amd64")));

@@ -71,7 +71,7 @@ fn text_after_the_configs_json_is_skipped() {
         sha256:<top>
         ------- stderr -------
         warning: what comes after the JSON of config sha256:<config> is not read
-        fetching 64.06 KiB
+        fetching 64.00 KiB
         "#,
     );
 }

@@ -267,7 +267,7 @@ fn a_pull_of_all_fetches_what_the_boot_does_not_need_too() {
         r#"
         sha256:<manifest>
         ------- stderr -------
-        fetching 64.05 KiB
+        fetching 64.00 KiB
         "#,
     );
     check_json(

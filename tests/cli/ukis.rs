@@ -335,7 +335,7 @@ fn what_is_not_what_its_layer_says_is_passed_over_and_told() {
     check(
         &pulled.stderr,
         "
-        fetching 7.03 KiB
+        fetching 7.00 KiB
         passing over direct boot: kernel sha256:<kernel> is all zeros
         fetching 10.00 KiB
         ",

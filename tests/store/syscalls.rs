@@ -243,7 +243,8 @@ fn a_kill_at_the_nth_call_leaves_a_right_store() {
             };
         }
     }
-    assert!(hits > 10, "only {hits} calls were hit");
+    // At the least the first of each.
+    assert!(hits >= 6, "only {hits} calls were hit");
 }
 
 #[test]
