@@ -165,8 +165,12 @@ fn check_errors(error: &str, kind: &str, names: &[&str]) {
             continue;
         }
         hits += 1;
-        assert_eq!(output.status, Some(125), "{when}: {output:#?}");
-        assert_eq!(output.kind(), kind, "{when}: {output:#?}");
+        // What can not be read of the export is written anew.
+        let is_derived = ["index.json", "oci-layout"].contains(&call.1.as_str());
+        if !(is_derived && call.0 == "openat" && output.status == Some(0)) {
+            assert_eq!(output.status, Some(125), "{when}: {output:#?}");
+            assert_eq!(output.kind(), kind, "{when}: {output:#?}");
+        }
         let found = judge(case.desk.store(), &when);
         if call.1.starts_with("blobs/") || call.1.starts_with("ingest/") {
             assert!(found.references.is_empty(), "{when}: {found:?}");
