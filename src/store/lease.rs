@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -40,7 +40,7 @@ impl Store {
         let text: String = digests.iter().map(|digest| format!("{digest}\n")).collect();
         // Nobody else locks it, but may just try whether it is locked.
         retry_on_intr(|| flock(&file, FlockOperation::LockExclusive))
-            .map_err(std::io::Error::from)
+            .map_err(io::Error::from)
             .and_then(|()| file.write_all(text.as_bytes()))
             .map_err(FileError::of("write", &path))?;
         Ok(Lease {
@@ -58,7 +58,7 @@ impl Store {
         for name in crate::files::names(&directory)? {
             let path = directory.join(name);
             if crate::files::is_held(&path)? {
-                leased.extend(named_in(&path));
+                leased.extend(named_in(&path)?);
             }
         }
         Ok(leased)
@@ -76,29 +76,32 @@ impl Store {
                 crate::files::remove(&path)?;
                 continue;
             }
-            leased.extend(named_in(&path));
+            leased.extend(named_in(&path)?);
         }
         Ok(leased)
     }
 }
 
 /// The digests that a lease names; none if it has just ended.
-fn named_in(path: &Path) -> Vec<Digest> {
-    let text = fs::read_to_string(path).unwrap_or_default();
+fn named_in(path: &Path) -> Result<Vec<Digest>, FileError> {
+    let text = match fs::read_to_string(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        result => result.map_err(FileError::of("read", path))?,
+    };
     let lines = text.lines();
-    lines.filter_map(|line| line.parse().ok()).collect()
+    Ok(lines.filter_map(|line| line.parse().ok()).collect())
 }
 
 impl Lease {
     /// Looks for a blob; none if the store has it not.
     pub fn blob(&self, blob: &Descriptor) -> Result<Option<Blob>, StoreError> {
-        self.check(blob);
+        self.check(blob.digest);
         Blob::look(&self.store, blob)
     }
 
     /// Tells whether `blob` has to be fetched; waits while another process fetches it.
     pub fn claim(&self, blob: &Descriptor) -> Result<Claim, StoreError> {
-        self.check(blob);
+        self.check(blob.digest);
         Ingest::claim(&self.store, blob)
     }
 
@@ -107,19 +110,20 @@ impl Lease {
         match self.claim(blob)? {
             Claim::Present(blob) => Ok(blob),
             Claim::Missing(mut ingest) => {
-                ingest.restart()?;
-                ingest.write(content)?;
+                if let Err(error) = ingest.restart().and_then(|()| ingest.write(content)) {
+                    ingest.discard()?;
+                    return Err(error);
+                }
                 ingest.commit()
             }
         }
     }
 
     /// A blob that the lease does not name could be deleted under its user.
-    fn check(&self, blob: &Descriptor) {
+    pub(super) fn check(&self, blob: Digest) {
         assert!(
-            self.digests.contains(&blob.digest),
-            "blob {} is used without a lease",
-            blob.digest
+            self.digests.contains(&blob),
+            "blob {blob} is used without a lease"
         );
     }
 }
@@ -128,5 +132,35 @@ impl Drop for Lease {
     fn drop(&mut self) {
         // A file that stays is no harm: the next collection finds it unlocked and removes it.
         drop(fs::remove_file(&self.path));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_can_not_be_read_is_not_one_of_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::at(directory.path().to_owned());
+        let blob = Descriptor::of("x", b"x");
+        let lease = store.lease([blob.digest]).unwrap();
+        lease.put(&blob, b"x").unwrap();
+        // No text, so that reading it fails as on a bad disk.
+        fs::write(&lease.path, [0xff]).unwrap();
+        assert!(store.remove_unneeded([blob.digest], &[]).is_err());
+        assert!(store.unneeded([blob.digest]).is_err());
+        assert!(lease.blob(&blob).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_small_blob_that_is_too_long_leaves_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::at(directory.path().to_owned());
+        let blob = Descriptor::of("x", b"x");
+        let lease = store.lease([blob.digest]).unwrap();
+        assert!(lease.put(&blob, b"xx").is_err());
+        let left = crate::files::names(&store.path("ingest")).unwrap();
+        assert_eq!(left, Vec::<String>::new());
     }
 }
