@@ -21,6 +21,10 @@ pub struct Removed {
     pub freed_bytes: u64,
 }
 
+/// What the names in `tmp/` begin with of what is on its way out: it gets there whole, by one
+/// rename, and anybody may delete it.
+pub(super) const ON_ITS_WAY_OUT: &str = "removed-";
+
 impl Store {
     /// Those of `digests` that are here and that no reference, pin, instance or live lease names
     /// now: an estimate, which costs nobody anything.
@@ -60,7 +64,7 @@ impl Store {
             let needed = self.needed(&self.leased()?, others)?;
             // What one that was killed here had already taken out.
             for name in files::names(&self.path("tmp"))? {
-                if name.starts_with("removed-") {
+                if name.starts_with(ON_ITS_WAY_OUT) {
                     trash.push(self.path("tmp").join(name));
                 }
             }
@@ -74,7 +78,9 @@ impl Store {
                     result => result.map_err(FileError::of("look at", &path))?,
                 };
                 let freed_bytes = allocated(&path)?;
-                let victim = self.path("tmp").join(format!("removed-{}", digest.hex()));
+                let victim = self
+                    .path("tmp")
+                    .join(format!("{ON_ITS_WAY_OUT}{}", digest.hex()));
                 fs::rename(&path, &victim).map_err(FileError::of("remove", &path))?;
                 trash.push(victim);
                 removed.push(Removed {

@@ -16,7 +16,8 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::{Descriptor, Digest, Hasher};
-use crate::store::{Blob, Store, StoreError};
+use crate::store::gc::ON_ITS_WAY_OUT;
+use crate::store::{Blob, Store, StoreError, is_gone};
 
 use writer::{BLOCK_BYTES, Block, Writer};
 
@@ -286,16 +287,19 @@ impl Store {
     /// whoever comes new makes a directory of its own.
     fn remove_ingest(&self, directory: &Path) -> Result<(), StoreError> {
         let scratch = self.path("tmp");
-        let gone = tempfile::Builder::new()
-            .prefix("removed-")
-            .tempdir_in(&scratch)
-            .map_err(FileError::of("create a directory in", &scratch))?;
-        match fs::rename(directory, gone.path().join("ingest")) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            result => result.map_err(FileError::of("remove", directory))?,
+        let taken = tempfile::Builder::new()
+            .prefix(ON_ITS_WAY_OUT)
+            .make_in(&scratch, |gone| {
+                let never_over = RenameFlags::NOREPLACE;
+                Ok(renameat_with(CWD, directory, CWD, gone, never_over)?)
+            })
+            .and_then(|taken| Ok(taken.into_temp_path().keep()?));
+        match taken {
+            // Somebody who collects may already have taken it away.
+            Ok(gone) => Ok(files::remove_tree(&gone)?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_gone(directory)? => Ok(()),
+            Err(error) => Err(FileError::of("remove", directory)(error).into()),
         }
-        // Somebody who collects may already have taken it away.
-        Ok(files::remove_tree(&gone.keep())?)
     }
 
     /// Removes what unfinished fetches of `digests` left, unless somebody fetches them now.
@@ -413,6 +417,20 @@ mod tests {
         assert!(matches!(error, StoreError::TooLong { size_bytes: 7, .. }));
         ingest.discard().unwrap();
         assert_eq!(files_of(&store), Vec::<String>::new());
+    }
+
+    #[test]
+    fn an_ingest_that_could_not_be_removed_is_not_taken_for_gone() {
+        let (_directory, store) = store();
+        let expected = Descriptor::of("x", b"content");
+        let ingest = claim(&store, &expected);
+        let tmp = store.path("tmp");
+        fs::remove_dir(&tmp).unwrap();
+        assert!(ingest.discard().is_err());
+        fs::create_dir(&tmp).unwrap();
+        claim(&store, &expected).discard().unwrap();
+        assert_eq!(files_of(&store), Vec::<String>::new());
+        assert_eq!(files::names(&tmp).unwrap(), Vec::<String>::new());
     }
 
     #[test]

@@ -242,6 +242,15 @@ impl Store {
     }
 }
 
+/// Tells whether nothing is at `path`: a rename that finds something missing may miss its target.
+fn is_gone(path: &Path) -> Result<bool, FileError> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(FileError::of("look at", path)(error)),
+    }
+}
+
 impl Blob {
     /// Its digest.
     #[must_use]

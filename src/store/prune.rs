@@ -17,13 +17,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::Digest;
+use crate::store::gc::ON_ITS_WAY_OUT;
 use crate::store::uses::Held;
 use crate::store::{Store, StoreError, StoredReference, Use};
 
 /// How long a partial is kept that somebody may resume.
 const PARTIAL_AGE: Duration = Duration::from_secs(24 * 60 * 60);
-/// How long somebody may take from making an empty directory for what he removes to using it.
-const EMPTY_AGE: Duration = Duration::from_secs(60);
 
 /// Which references are to be forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -115,7 +114,7 @@ impl Store {
             return Ok(pruned);
         }
         let now = UNIX_EPOCH + Duration::from_secs(now);
-        pruned.removed.extend(self.prune_leftovers(now, act)?);
+        pruned.removed.extend(self.prune_leftovers(act)?);
         pruned.removed.extend(self.prune_leases(act)?);
         let age = policy.older_than.unwrap_or(PARTIAL_AGE).min(PARTIAL_AGE);
         pruned.removed.extend(self.prune_partials(age, now, act)?);
@@ -282,7 +281,7 @@ impl Store {
         Ok(removed)
     }
 
-    fn prune_leftovers(&self, now: SystemTime, act: Act) -> Result<Vec<Item>, StoreError> {
+    fn prune_leftovers(&self, act: Act) -> Result<Vec<Item>, StoreError> {
         let mut removed = Vec::new();
         for name in files::names(&self.path("tmp"))? {
             let path = self.path("tmp").join(&name);
@@ -292,15 +291,7 @@ impl Store {
             let is_left = match () {
                 // Half written by `files::replace`, which holds it until it has its name.
                 () if name.starts_with(".tmp") => metadata.is_file() && !files::is_held(&path)?,
-                // On its way out: whoever takes it there does not mind if others delete it, but
-                // may be about to fill an empty directory.
-                () if name.starts_with("removed-") => {
-                    let is_old = metadata
-                        .modified()
-                        .is_ok_and(|at| is_older(at, EMPTY_AGE, now));
-                    !metadata.is_dir() || is_old || !files::names(&path)?.is_empty()
-                }
-                () => false,
+                () => name.starts_with(ON_ITS_WAY_OUT),
             };
             if !is_left {
                 continue;

@@ -226,7 +226,15 @@ fn a_kill_at_the_nth_call_leaves_a_right_store() {
     image(&shop);
     let mut dice = Dice::of("kills at nth system calls");
     let mut hits = 0;
-    for name in ["write", "flock", "fsync", "rename", "unlinkat", "openat"] {
+    for name in [
+        "write",
+        "flock",
+        "fsync",
+        "rename",
+        "renameat2",
+        "unlinkat",
+        "openat",
+    ] {
         let mut nth = 1;
         loop {
             let when = format!("a kill at {name} number {nth}");

@@ -186,15 +186,13 @@ fn what_killed_processes_left_goes_and_what_living_ones_have_stays() {
     }
     let held = Lock::exclusive(&store.path("tmp/.tmpheld"), Wait::No).unwrap();
     fs::create_dir_all(store.path("tmp/removed-full/ingest")).unwrap();
-    fs::create_dir(store.path("tmp/removed-empty")).unwrap();
-    // Made now, which is after the time of these tests.
     let names = [".tmpdead", "removed-dead", "removed-full"];
     let leftovers = names.map(|name| (ItemKind::Leftover, name.to_owned()));
     let dead = [(ItemKind::Lease, "lease-dead".to_owned())];
     let expected = [leftovers.to_vec(), dead.to_vec()].concat();
     assert_eq!(fixture.prune(Policy::default(), &[]), expected);
     let left = files::names(&store.path("tmp")).unwrap();
-    assert_eq!(left, [".tmpheld", "removed-empty", "stranger"]);
+    assert_eq!(left, [".tmpheld", "stranger"]);
     drop((lease, held));
 }
 
