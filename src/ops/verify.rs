@@ -2,7 +2,8 @@
 //!
 //! What a reference names is fetched again from where that reference leads; what only an instance
 //! needs, from where the instance's image came. A blob whose bytes are right and whose file is not
-//! is copied. Nothing that can not be mended is deleted: it is moved to `damaged/`.
+//! is copied. Nothing that can not be mended is deleted: it is moved to `damaged/`. What was found
+//! is looked at again before anything is done to it, and no two processes mend at the same time.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,7 +17,9 @@ use crate::ops::fetch::{self, Item};
 use crate::ops::tree::stored;
 use crate::ops::{Context, OpsError, Progress, blocking, users};
 use crate::source::{self, Wanted};
-use crate::store::{Expected, Finding, Lease, Look, StoreError, StoredReference, Use, User};
+use crate::store::{
+    Expected, Finding, Lease, Look, Place, Problem, StoreError, StoredReference, Use, User,
+};
 
 /// What was looked at and found.
 #[derive(Debug)]
@@ -88,6 +91,13 @@ pub async fn verify(
     if !context.store.root().exists() && images.is_empty() {
         return Ok(verified);
     }
+    let _mending = match then {
+        Then::Repair if context.store.root().exists() => {
+            let store = context.store.clone();
+            Some(blocking(move || store.lock_repairs()).await?)
+        }
+        _ => None,
+    };
     let store = context.store.clone();
     let expected = if images.is_empty() {
         // Records first: what they name is not looked for if they are no good.
@@ -216,7 +226,12 @@ async fn mend_blobs(context: &Context<'_>, findings: Vec<Finding>) -> Result<Vec
             .filter(|one| one.digests().any(|needed| needed == digest))
             .map(|one| &one.user)
             .collect();
-        let is_needed = !origins.is_empty() || !users.is_empty() || domains.is_incomplete;
+        let is_needed = !origins.is_empty()
+            || !users.is_empty()
+            || domains.is_incomplete
+            // By a process, or by a pin of none of these.
+            || finding.problem != Problem::Missing
+                && !context.store.unneeded([digest])?.contains(&digest);
         let outcome = match mend_blob(context, &finding, &origins, is_needed).await {
             Ok(()) => Outcome::Repaired,
             Err(error) => Outcome::Failed(words(&error)),
@@ -239,12 +254,11 @@ async fn mend_blob(
     let digest = finding.digest.expect("only blobs are mended here");
     let store = context.store.clone();
     let lease = Arc::new(blocking(move || store.lease([digest])).await?);
-    if finding.problem.is_of_the_file() {
-        let (store, held) = (context.store.clone(), Arc::clone(&lease));
-        return blocking(move || store.renew(&held, digest)).await;
-    }
-    let store = context.store.clone();
-    let moved = blocking(move || store.move_out(digest)).await?;
+    let (store, held) = (context.store.clone(), Arc::clone(&lease));
+    let moved = match blocking(move || store.mend_file(&held, digest)).await? {
+        Place::Right => return Ok(()),
+        Place::Empty(moved) => moved,
+    };
     let mut result = if is_needed {
         Err(OpsError::NoOrigin { blob: digest })
     } else {
@@ -256,13 +270,9 @@ async fn mend_blob(
             break;
         }
     }
-    if let Some(moved) = moved {
-        let (store, is_replaced) = (context.store.clone(), result.is_ok());
-        blocking(move || match is_replaced {
-            true => store.delete(&moved),
-            false => store.keep_damaged(&moved),
-        })
-        .await?;
+    if result.is_ok() {
+        let store = context.store.clone();
+        blocking(move || store.settle(digest, moved)).await?;
     }
     result
 }

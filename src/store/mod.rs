@@ -8,12 +8,16 @@
 //!                                    file's time is when the reference was used last
 //!         pins/<name>.json           blobs that an instance needs
 //!         leases/<id>                blobs that a process needs while it holds the file's lock
-//!         damaged/                   what `repair` could not mend, if there is any
+//!         damaged/             0700  what a repair has taken out of its place, until it is mended;
+//!                                    what could not be, or was left by a kill, stays
 //!         tmp/                       unfinished files, and blobs on their way out
 //!         instances/<name>/          one VM (room `instance`)
 //!         accelerator.json           how KVM did on this host (`ops::accelerator`)
 //!         gc.lock                    exclusive while blobs are taken out; shared while a lease
 //!                                    is written
+//!         refs.lock                  exclusive while references and their export are written;
+//!                                    shared while one is found to be as it was
+//!         repair.lock                exclusive while somebody mends the store
 //! ```
 //!
 //! A kill at any instant leaves a valid store: data is synced before it is renamed into place, a
@@ -21,6 +25,10 @@
 //! kernel drops them with their process. Nothing is deleted that a reference, a pin, an instance's
 //! record, a domain of libvirt's or a live lease names; a lease is written before the existence of
 //! a blob is looked at.
+//!
+//! Locks are waited for in this order: `repair.lock`, an ingest's lock, `gc.lock` (shared while a
+//! lease's file is written and locked, which nobody else waits for: others only try it). `refs.lock`
+//! and `gc.lock` are never held together.
 
 mod gc;
 mod ingest;
@@ -45,7 +53,7 @@ pub use ingest::{Claim, Ingest};
 pub use lease::Lease;
 pub use prune::{Act, Item, ItemKind, Policy, Pruned};
 pub use refs::{StoredImage, StoredReference};
-pub use repair::MovedOut;
+pub use repair::{MovedOut, Place};
 pub use uses::{Use, User};
 pub use verify::{Expected, Finding, Look, Problem};
 

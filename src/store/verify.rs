@@ -201,7 +201,8 @@ impl Store {
         Ok(found)
     }
 
-    fn look_at(
+    /// Looks at one blob, which should belong to `owner`.
+    pub(super) fn look_at(
         &self,
         digest: Digest,
         expected: Expected,

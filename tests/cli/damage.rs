@@ -3,10 +3,14 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use ironboot::oci::Digest;
+use ironboot::store::Store;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::Value;
 
@@ -230,6 +234,63 @@ fn a_wrong_blob_that_nobody_needs_is_only_removed() {
     done(&sandbox, "image verify -q --repair");
     assert!(!orphan.exists());
     assert_clean(&sandbox);
+}
+
+#[test]
+fn a_wrong_blob_that_a_process_needs_is_kept() {
+    let sandbox = Sandbox::new();
+    let image = sandbox.layout(&disk_only(&disk("1")));
+    done(&sandbox, &format!("pull -q --arch amd64 {image}"));
+    let name = "e".repeat(64);
+    fs::write(sandbox.store().join("blobs/sha256").join(&name), "x").unwrap();
+    let digest: Digest = format!("sha256:{name}").parse().unwrap();
+    let lease = Store::at(sandbox.store()).lease([digest]).unwrap();
+    let lost = sandbox.run("image verify -q --repair --json");
+    assert_eq!(lost.status, 125);
+    let problem = "has other content".to_owned();
+    assert_eq!(findings(&lost), [(problem, false)]);
+    assert_eq!(sandbox.names("damaged"), [name]);
+    drop(lease);
+}
+
+#[test]
+fn a_repair_waits_for_another_and_leaves_what_that_has_mended() {
+    let sandbox = Sandbox::new();
+    let image = disk_only(&disk("1"));
+    let layout = sandbox.layout(&image);
+    done(&sandbox, &format!("pull -q --arch amd64 {layout}"));
+    let path = blob(&sandbox, &image, "disk");
+    let whole = fs::read(&path).unwrap();
+    write(&path, b"x");
+    let other = Store::at(sandbox.store()).lock_repairs().unwrap();
+    let inode = fs::metadata(sandbox.store().join("repair.lock")).unwrap();
+    let inode = format!(":{} ", inode.ino());
+    let mut command = sandbox.command("image verify -q --repair --json");
+    let mending = command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Its line in the kernel's list has an arrow, beside the one of whoever holds the lock.
+    let is_waiting = || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        let mut locks = locks.lines().filter(|line| line.contains(&inode));
+        locks.any(|line| line.contains("->"))
+    };
+    let began = Instant::now();
+    while !is_waiting() {
+        assert!(
+            began.elapsed() < Duration::from_secs(60),
+            "it does not wait"
+        );
+        thread::yield_now();
+    }
+    write(&path, &whole);
+    let before = fs::metadata(&path).unwrap().ino();
+    drop(other);
+    let mended = sandbox.masked(&mending.wait_with_output().unwrap());
+    assert_eq!((mended.status, findings(&mended)), (0, Vec::new()));
+    assert_eq!(fs::metadata(&path).unwrap().ino(), before);
 }
 
 #[test]
