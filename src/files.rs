@@ -1,9 +1,9 @@
 //! The few file-system steps that must be done right everywhere: durable replacement, directory
 //! sync, locks. Every error names its file.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
@@ -48,14 +48,18 @@ impl FileError {
     }
 }
 
-/// Creates `path` with `mode` and its parents with 0755, where they are missing.
+/// Creates `path` with `mode`, whatever the caller's umask, and its parents with what that leaves of
+/// 0755, where they are missing.
 pub fn create_dir(path: &Path, mode: u32) -> Result<(), FileError> {
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(FileError::of("create", parent))?;
     }
     match fs::DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-        result => result.map_err(FileError::of("create", path)),
+        // A service with umask 0077 must not close its store to libvirt's user.
+        result => result
+            .and_then(|()| fs::set_permissions(path, Permissions::from_mode(mode)))
+            .map_err(FileError::of("create", path)),
     }
 }
 

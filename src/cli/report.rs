@@ -276,6 +276,13 @@ fn store(error: &StoreError) -> (Kind, Option<String>) {
             Kind::Store,
             hint("`ironboot image verify --repair` mends the store"),
         ),
+        StoreError::Exposed { directory } => (
+            Kind::Store,
+            Some(format!(
+                "close it with `chmod o-w {}`, or choose another place with --store",
+                directory.display()
+            )),
+        ),
         StoreError::NoReference { .. } => (
             Kind::NotFound,
             hint("`ironboot image list` shows what there is"),

@@ -39,8 +39,9 @@ mod repair;
 mod uses;
 mod verify;
 
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use thiserror::Error;
@@ -113,6 +114,12 @@ pub enum StoreError {
         /// Where it is.
         path: PathBuf,
     },
+    /// A directory on the way to the store in which everybody may rename and replace.
+    #[error("the store can be replaced by everybody who may write to {directory}")]
+    Exposed {
+        /// The directory.
+        directory: PathBuf,
+    },
     /// A record of our own that can not be read.
     #[error("record is damaged: {path}")]
     Record {
@@ -182,6 +189,7 @@ impl Store {
     /// runs as another user may reach what it is told of, and list nothing.
     pub fn create(&self) -> Result<(), StoreError> {
         files::create_dir(&self.root, 0o711)?;
+        self.refuse_exposed()?;
         for directory in DIRECTORIES {
             files::create_dir(&self.root.join(directory), 0o711)?;
         }
@@ -220,6 +228,30 @@ impl Store {
 
     fn path(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// Tells whether a file of the store's belongs to somebody who is neither us nor the store's
+    /// owner: libvirt gives a disk to QEMU's user where a domain's XML does not forbid it.
+    fn is_strangers(&self, metadata: &Metadata) -> Result<bool, FileError> {
+        if metadata.uid() == rustix::process::geteuid().as_raw() {
+            return Ok(false);
+        }
+        let store = fs::metadata(&self.root).map_err(FileError::of("look at", &self.root))?;
+        Ok(metadata.uid() != store.uid())
+    }
+
+    /// Errors if everybody could put other files in the place of the store's: some directory above
+    /// it, or its own, may be written to by all, and is none like `/tmp` where each has what is his.
+    fn refuse_exposed(&self) -> Result<(), StoreError> {
+        let root = fs::canonicalize(&self.root).map_err(FileError::of("look at", &self.root))?;
+        for directory in root.ancestors() {
+            let metadata = fs::metadata(directory).map_err(FileError::of("look at", directory))?;
+            if metadata.mode() & 0o1002 == 0o002 {
+                let directory = directory.to_owned();
+                return Err(StoreError::Exposed { directory });
+            }
+        }
+        Ok(())
     }
 
     /// Writes a record of our own into the store, or into one of its directories.
@@ -306,6 +338,9 @@ impl Blob {
         };
         let what = match metadata {
             _ if !metadata.is_file() => "not a plain file",
+            // Whoever can change it may have done so.
+            _ if metadata.mode() & 0o222 != 0 => "writable",
+            _ if store.is_strangers(&metadata)? => "somebody else's",
             _ if metadata.len() != expected.size => {
                 if Self::has_digest(&path, digest)? {
                     return Err(StoreError::TooShort {
