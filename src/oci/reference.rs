@@ -380,6 +380,7 @@ mod tests {
     fn strings_that_are_no_reference_are_refused() {
         let long_tag = format!("reg.io/a:{}", "t".repeat(129));
         let long_name = format!("reg.io/{}", "n".repeat(256));
+        let wrong_length = format!("reg.io/a@sha512:{}", "a".repeat(64));
         let upper_digest = format!("reg.io/a@sha256:{}", "A".repeat(64));
         for text in [
             "",
@@ -393,6 +394,10 @@ mod tests {
             "reg.io/a\0",
             "user:pw@reg.io/a",
             "reg.io/\u{430}:1",
+            "reg.io\u{ff0f}a:1",
+            "reg.io/a\u{1b}[2J",
+            wrong_length.as_str(),
+            "--policy=/x",
             "reg.io/a:",
             "reg.io/",
             "reg.io/a b",

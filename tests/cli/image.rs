@@ -6,6 +6,7 @@ use std::path::Path;
 
 use ironboot::oci::Digest;
 use serde_json::{Value, json};
+use sha2::Digest as _;
 
 use crate::hostile::{Hostile, Reply, Request};
 
@@ -24,12 +25,26 @@ pub(crate) struct Image {
     /// Digest and name of each blob.
     pub(crate) names: Vec<(String, String)>,
     top: Value,
+    /// Whether what is added is named by sha512 instead of sha256.
+    is_by_sha512: bool,
 }
 
 impl Image {
+    /// An image without anything, of which all that is added is named by sha512.
+    pub(crate) fn by_sha512() -> Self {
+        Self {
+            is_by_sha512: true,
+            ..Self::default()
+        }
+    }
+
     /// Adds a blob called `name` and returns its descriptor.
     pub(crate) fn blob(&mut self, name: &str, media_type: &str, bytes: &[u8]) -> Value {
-        let digest = Digest::of(bytes).to_string();
+        let digest = if self.is_by_sha512 {
+            format!("sha512:{}", hex::encode(sha2::Sha512::digest(bytes)))
+        } else {
+            Digest::of(bytes).to_string()
+        };
         if !self.names.iter().any(|(known, _)| *known == digest) {
             self.names.push((digest.clone(), name.to_owned()));
         }
@@ -99,7 +114,9 @@ impl Image {
 
     /// Writes the image under the name `1` into an OCI layout directory.
     pub(crate) fn write_layout(&self, directory: &Path) {
-        fs::create_dir_all(directory.join("blobs/sha256")).unwrap();
+        for algorithm in ["sha256", "sha512"] {
+            fs::create_dir_all(directory.join("blobs").join(algorithm)).unwrap();
+        }
         for (digest, bytes) in &self.blobs {
             fs::write(
                 directory.join("blobs").join(digest.replace(':', "/")),
@@ -262,7 +279,11 @@ pub(crate) fn direct() -> Image {
 
 /// One amd64 manifest of `layers`: name, media type, content.
 pub(crate) fn single(config: &str, layers: &[(&str, &str, &[u8])]) -> Image {
-    let mut image = Image::default();
+    single_in(Image::default(), config, layers)
+}
+
+/// The same, in an image that is begun.
+pub(crate) fn single_in(mut image: Image, config: &str, layers: &[(&str, &str, &[u8])]) -> Image {
     let config = image.config("config", config);
     let layers: Vec<Value> = layers
         .iter()

@@ -29,6 +29,10 @@
 //! | `space`       | what takes space, gives it back, or does not fit                        |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
 //! | `doctor`      | what the host has, and what it lacks                                    |
+//! | `digests`     | what a digest decides, by either algorithm                               |
+//! | `programs`    | kernels, UKIs and command lines that would do harm                       |
+//! | `tampering`   | stores that somebody has had hands on                                    |
+//! | `service`     | the unit for systemd                                                     |
 //! | `together`    | many processes at once, and one that is killed                           |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
@@ -77,4 +81,8 @@ mod pushes;
 mod space;
 mod usage;
 mod doctor;
+mod digests;
+mod programs;
+mod tampering;
+mod service;
 mod together;

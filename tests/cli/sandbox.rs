@@ -97,13 +97,11 @@ impl Sandbox {
     /// Shows the digests of `image` by the names of its blobs.
     pub(crate) fn name_digests(&self, image: &Image) {
         for (digest, name) in &image.names {
-            self.mask(digest, &format!("sha256:<{name}>"));
-            self.mask(
-                digest.strip_prefix("sha256:").unwrap(),
-                &format!("<{name}>"),
-            );
+            let (algorithm, hex) = digest.split_once(':').unwrap();
+            self.mask(digest, &format!("{algorithm}:<{name}>"));
+            self.mask(hex, &format!("<{name}>"));
             // The first digits stand for all of them in tables.
-            self.mask(&digest["sha256:".len()..][..12], &format!("<{name}>"));
+            self.mask(&hex[..12], &format!("<{name}>"));
         }
     }
 

@@ -17,11 +17,11 @@ fn stub(version: u32) -> Vec<u8> {
 }
 
 /// Sections by name and content.
-type Sections<'a> = &'a [(&'a str, &'a [u8])];
+pub(crate) type Sections<'a> = &'a [(&'a str, &'a [u8])];
 
 /// A program for UEFI of `sections`, as the UKIs of `architecture` are: COFF header at 0x80, 240
 /// bytes of optional header, the sections' content from 0x400 on.
-fn uki(architecture: &str, sections: Sections<'_>) -> Vec<u8> {
+pub(crate) fn uki(architecture: &str, sections: Sections<'_>) -> Vec<u8> {
     let machine: u16 = if architecture == "amd64" {
         0x8664
     } else {
