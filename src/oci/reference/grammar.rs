@@ -12,25 +12,19 @@ const MAX_TAG_CHARACTERS: usize = 128;
 /// Tells whether `text` is a host name, an IPv4 address or a bracketed IPv6 address, with or
 /// without a port.
 pub(super) fn is_host(text: &str) -> bool {
-    let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
-        Some((address, rest)) => {
-            if address.parse::<core::net::Ipv6Addr>().is_err() {
-                return false;
-            }
-            match rest {
-                "" => return true,
-                rest => ("", rest.strip_prefix(':')),
-            }
-        }
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => return is_name(text),
+    let (is_host, rest) = match text.strip_prefix('[') {
+        Some(rest) => match rest.split_once(']') {
+            Some((address, rest)) => (address.parse::<core::net::Ipv6Addr>().is_ok(), rest),
+            None => return false,
         },
+        None => {
+            let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+            (is_name(name), rest)
+        }
     };
-    let is_port = port.is_some_and(|port| {
-        port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
-    });
-    is_port && (text.starts_with('[') || is_name(host))
+    let is_port =
+        |port: &str| port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok();
+    is_host && (rest.is_empty() || rest.strip_prefix(':').is_some_and(is_port))
 }
 
 fn is_name(text: &str) -> bool {
@@ -109,6 +103,8 @@ mod tests {
             "reg.io:+1",
             "user@reg.io",
             "[::1",
+            "[::1:5000",
+            "[no host at all:1",
             "::1",
             "[reg.io]",
             "[::1]5000",

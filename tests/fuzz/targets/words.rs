@@ -2,7 +2,9 @@
 
 #![no_main]
 
-use ironboot::domain::{DomainName, Forward, FwCfgName, Memory, OemString, parse_disk_size};
+use ironboot::domain::{
+    DomainName, Forward, FwCfgName, MAX_DISK_BYTES, Memory, OemString, parse_disk_size,
+};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|text: &str| {
@@ -17,7 +19,7 @@ fuzz_target!(|text: &str| {
         assert!(!string.as_str().contains(['\0', '\n']));
     }
     if let Ok(bytes) = parse_disk_size(text) {
-        assert_eq!(bytes % 512, 0);
+        assert!((1..=MAX_DISK_BYTES).contains(&bytes));
     }
     if let Ok(memory) = text.parse::<Memory>() {
         assert!(memory.mib() > 0);
