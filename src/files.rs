@@ -49,10 +49,15 @@ impl FileError {
 }
 
 /// Creates `path` with `mode`, whatever the caller's umask, and its parents with what that leaves of
-/// 0755, where they are missing.
+/// 0755 (and never more), where they are missing.
 pub fn create_dir(path: &Path, mode: u32) -> Result<(), FileError> {
     if let Some(parent) = path.parent() {
-        fs::create_dir_all(parent).map_err(FileError::of("create", parent))?;
+        let mut parents = fs::DirBuilder::new();
+        parents
+            .recursive(true)
+            .mode(0o755)
+            .create(parent)
+            .map_err(FileError::of("create", parent))?;
     }
     match fs::DirBuilder::new().mode(mode).create(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
