@@ -17,6 +17,7 @@ use crate::cli::{
 };
 use crate::domain::{DomainName, DomainSpec};
 use crate::host::Host;
+use crate::hypervisor::qemu::args::MonitorSocket;
 use crate::hypervisor::qemu::{self, Qemu};
 use crate::hypervisor::{DomainState, HypervisorError, Stop};
 use crate::instance::Instances;
@@ -307,7 +308,7 @@ async fn domain_xml(uri: &str, _spec: &DomainSpec) -> Result<String, Report> {
 
 async fn dry_run_of(context: &Context<'_>, request: &InstanceRequest) -> Result<Ended, Report> {
     let (plan, spec, own) = prepare::describe(context, request).await?;
-    let command = qemu::args::command(&spec)?;
+    let command = qemu::args::command(&spec, MonitorSocket::Named)?;
     let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
     let missing: u64 = plan
         .method
@@ -355,6 +356,7 @@ async fn run_image(
     let record = running.record.clone();
     let spec = &record.spec;
     if detach {
+        run::leave(running)?;
         let json = output::instance(&record, Some("running"));
         return Ok(Ended::with(format!("{}\n", spec.name), json));
     }
@@ -362,6 +364,7 @@ async fn run_image(
     let left = terminal::attach(spec, &Qemu, sink, &mut signals).await;
     match left {
         Ok(Left::Detached) => {
+            run::leave(running)?;
             let name = &spec.name;
             let text = format!(
                 "\r\n{name} goes on running: `ironboot console {name}` to return, \

@@ -1,8 +1,8 @@
 //! An image booted now, by QEMU, for whoever waits for it.
 
-use crate::files::{Lock, Wait};
-use crate::hypervisor::qemu::{self, Qemu};
-use crate::hypervisor::{Hypervisor, HypervisorError, Stop};
+use crate::files::{FileError, Lock, Wait};
+use crate::hypervisor::qemu::{self, Guard, Qemu};
+use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop};
 use crate::instance::{InstanceError, NameLock, Record};
 use crate::ops::accelerator::{self, Begun, Found};
 use crate::ops::prepare::{IfDifferent, InstanceRequest, prepare};
@@ -26,6 +26,8 @@ pub struct Running {
     run_lock: Lock,
     /// Whether it is in doubt that the guest gets going.
     is_watched: bool,
+    /// Ends it if this program is killed.
+    guard: Guard,
 }
 
 /// Makes the instance. It is not there before this returns, so whoever is told to end may drop
@@ -55,7 +57,12 @@ pub async fn start(context: &Context<'_>, made: Made) -> Result<Running, OpsErro
         name_lock,
     } = made;
     let name = record.spec.name.clone();
+    if Qemu.state(&record.spec).await? == DomainState::Running {
+        // So it is not ours to end, nor a guard's.
+        return Err(HypervisorError::Running { domain: name }.into());
+    }
     let mut running = Running {
+        guard: Guard::set(&record.spec)?,
         record,
         run_lock,
         is_watched: false,
@@ -68,8 +75,6 @@ pub async fn start(context: &Context<'_>, made: Made) -> Result<Running, OpsErro
             (context.report)(Progress::Started(name));
             Ok(running)
         }
-        // It runs already, so it is not ours to end.
-        Err(error @ OpsError::Hypervisor(HypervisorError::Running { .. })) => Err(error),
         Err(error) => {
             finish(context, running).await?;
             Err(error)
@@ -120,6 +125,16 @@ async fn lock(context: &Context<'_>, running: &Running) -> Result<NameLock, OpsE
     Ok(lock)
 }
 
+/// Ends a `run` whose VM goes on.
+pub fn leave(running: Running) -> Result<(), OpsError> {
+    release(running.guard, &running.record)
+}
+
+fn release(guard: Guard, record: &Record) -> Result<(), OpsError> {
+    let released = guard.release();
+    Ok(released.map_err(FileError::of("let go of", &record.spec.directory))?)
+}
+
 /// Ends a `run`: the VM is stopped, and an ephemeral instance removed. Where somebody has removed
 /// the instance already, another that has its name by now is left alone.
 pub async fn finish(context: &Context<'_>, running: Running) -> Result<(), OpsError> {
@@ -130,7 +145,7 @@ pub async fn finish(context: &Context<'_>, running: Running) -> Result<(), OpsEr
             .is_locked_by(&spec.name, &running.run_lock)
     };
     if !is_ours()? {
-        return Ok(());
+        return release(running.guard, &running.record);
     }
     Qemu.stop(spec, Stop::Force).await?;
     for line in qemu::words(spec).lines() {
@@ -144,5 +159,5 @@ pub async fn finish(context: &Context<'_>, running: Running) -> Result<(), OpsEr
         }
     }
     drop(running.run_lock);
-    Ok(())
+    release(running.guard, &running.record)
 }

@@ -15,11 +15,23 @@ use crate::hypervisor::qemu::devices;
 use crate::hypervisor::qemu::options::{Arguments, Options, text};
 use crate::hypervisor::{HypervisorError, without_network_boot};
 
-/// Names of the files that QEMU makes in its working directory, which is the VM's own. They are
-/// relative because the path of a socket has at most 107 bytes.
+/// Names of files in QEMU's working directory, which is the VM's own. They are relative because the
+/// path of a socket has at most 107 bytes.
 pub const MONITOR: &str = "qmp.sock";
 /// See [`MONITOR`].
 pub const PID_FILE: &str = "qemu.pid";
+/// The file descriptor of an inherited monitor: the first that no process has for itself.
+pub const MONITOR_DESCRIPTOR: i32 = 3;
+
+/// Where QEMU has the socket of its monitor from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MonitorSocket {
+    /// It makes it as [`MONITOR`]: in a command that somebody types.
+    Named,
+    /// It is there already, as [`MONITOR_DESCRIPTOR`]: nobody waits for it to be made, and nothing
+    /// else can have its place.
+    Inherited,
+}
 
 /// The command that runs a VM, to be started in the VM's directory.
 ///
@@ -27,7 +39,10 @@ pub const PID_FILE: &str = "qemu.pid";
 /// [`DomainSpec::console_log`]. QEMU ends when its guest powers off.
 ///
 /// Errors if a path is relative or no text, and if the spec asks for what QEMU has not.
-pub fn command(spec: &DomainSpec) -> Result<Vec<OsString>, HypervisorError> {
+pub fn command(
+    spec: &DomainSpec,
+    monitor: MonitorSocket,
+) -> Result<Vec<OsString>, HypervisorError> {
     // Every field by name: a new one that is not rendered must not compile.
     let DomainSpec {
         name,
@@ -45,7 +60,7 @@ pub fn command(spec: &DomainSpec) -> Result<Vec<OsString>, HypervisorError> {
         provenance: _,
     } = spec;
     let mut args = Arguments::of(program(*machine));
-    args.add("-name", Options::new(&format!("guest={name}")));
+    args.add("-name", Options::of("guest", name.as_str()));
     args.add("-uuid", uuid.as_str());
     args.flag("-no-user-config");
     args.flag("-nodefaults");
@@ -59,11 +74,12 @@ pub fn command(spec: &DomainSpec) -> Result<Vec<OsString>, HypervisorError> {
     args.add("-smp", cpus.to_string());
     args.add("-m", format!("{}M", memory.mib()));
     args.add("-pidfile", PID_FILE);
-    let monitor = Options::new("socket")
-        .with("id", "monitor")
-        .with("path", MONITOR)
-        .with("server", "on")
-        .with("wait", "off");
+    let socket = Options::new("socket").with("id", "monitor");
+    let monitor = match monitor {
+        MonitorSocket::Named => socket.with("path", MONITOR),
+        MonitorSocket::Inherited => socket.with("fd", &MONITOR_DESCRIPTOR.to_string()),
+    };
+    let monitor = monitor.with("server", "on").with("wait", "off");
     args.add("-chardev", monitor);
     args.add("-mon", "chardev=monitor,mode=control");
     let console = Options::new("stdio")
@@ -83,15 +99,15 @@ pub fn command(spec: &DomainSpec) -> Result<Vec<OsString>, HypervisorError> {
     devices::disks(&mut args, disks)?;
     devices::nic(&mut args, spec)?;
     for FwCfg { name, file } in fw_cfg {
-        let options = Options::new(&format!("name={name}")).with("file", &text(file)?);
+        let options = Options::of("name", name.as_str()).with("file", &text(file)?);
         args.add("-fw_cfg", options);
     }
     for name in without_network_boot(spec) {
-        let options = Options::new(&format!("name={name}")).with("string", "n");
+        let options = Options::of("name", name).with("string", "n");
         args.add("-fw_cfg", options);
     }
     for string in oem_strings {
-        let options = Options::new("type=11").with("value", string.as_str());
+        let options = Options::of("type", "11").with("value", string.as_str());
         args.add("-smbios", options);
     }
     Ok(args.into_command())
@@ -268,12 +284,14 @@ fn add_boot(args: &mut Arguments, spec: &DomainSpec) -> Result<(), HypervisorErr
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::hypervisor::samples;
 
     /// The command line, one argument a line.
     fn lines(spec: &DomainSpec) -> String {
-        let args = command(spec).unwrap();
+        let args = command(spec, MonitorSocket::Named).unwrap();
         let args: Vec<&str> = args.iter().map(|arg| arg.to_str().unwrap()).collect();
         args.join("\n") + "\n"
     }
@@ -292,6 +310,72 @@ mod tests {
             }
             let expected = std::fs::read_to_string(&path).expect("IRONBOOT_BLESS=1 writes it");
             assert_eq!(actual, expected, "{name}");
+        }
+    }
+
+    /// An option's parts as QEMU takes them apart: two commas are one.
+    fn parts(option: &str) -> Vec<String> {
+        let whole = option.replace(",,", "\0");
+        whole
+            .split(',')
+            .map(|part| part.replace('\0', ","))
+            .collect()
+    }
+
+    /// A VM that has `path` wherever a path may be, and `words` wherever a text may.
+    fn full_of(path: &str, words: &str) -> Option<DomainSpec> {
+        let (_, mut spec) = samples::all()
+            .into_iter()
+            .find(|(name, _)| *name == "fw-cfg")?;
+        spec.directory = path.into();
+        for disk in &mut spec.disks {
+            disk.file = path.into();
+            if let Some(backing) = &mut disk.backing {
+                backing.file = path.into();
+            }
+        }
+        for file in &mut spec.fw_cfg {
+            file.file = path.into();
+        }
+        spec.oem_strings = vec![words.parse().ok()?];
+        spec.boot = Boot::Kernel {
+            kernel: path.into(),
+            initramfs: Some(path.into()),
+            command_line: words.parse().ok()?,
+        };
+        Some(spec)
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_a_value_is_it_stays_one(path in "/[^\0]{0,40}", words in "[!-~][ -~]{0,60}") {
+            let plain = command(&full_of("/p", "w").unwrap(), MonitorSocket::Named).unwrap();
+            let Some(spec) = full_of(&path, words.trim_end()) else {
+                return Ok(());
+            };
+            let hostile = command(&spec, MonitorSocket::Named).unwrap();
+            prop_assert_eq!(hostile.len(), plain.len());
+            let log = |directory: &str| Path::new(directory).join("console.log");
+            let log = |directory: &str| log(directory).to_str().unwrap().to_owned();
+            for (hostile, plain) in hostile.iter().zip(&plain) {
+                let (hostile, plain) = (hostile.to_str().unwrap(), plain.to_str().unwrap());
+                if plain.starts_with('{') {
+                    let read: serde_json::Value = serde_json::from_str(hostile).unwrap();
+                    let meant = plain.replace("\"/p\"", &json!(path).to_string());
+                    prop_assert_eq!(read, serde_json::from_str::<serde_json::Value>(&meant).unwrap());
+                } else if ["/p", "w"].contains(&plain) {
+                    let meant = if plain == "w" { words.trim_end() } else { path.as_str() };
+                    prop_assert_eq!(hostile, meant);
+                } else {
+                    let meant = parts(plain).into_iter().map(|part| match part.split_once('=') {
+                        Some((key, "/p")) => format!("{key}={path}"),
+                        Some((key, "w")) => format!("{key}={}", words.trim_end()),
+                        Some((key, text)) if text == log("/p") => format!("{key}={}", log(&path)),
+                        _ => part,
+                    });
+                    prop_assert_eq!(parts(hostile), meant.collect::<Vec<_>>());
+                }
+            }
         }
     }
 
@@ -324,7 +408,8 @@ mod tests {
         let check = |change: fn(&mut DomainSpec), expected: &str| {
             let mut spec = samples::firmware(Machine::Arm64);
             change(&mut spec);
-            assert_eq!(command(&spec).unwrap_err().to_string(), expected);
+            let error = command(&spec, MonitorSocket::Named).unwrap_err();
+            assert_eq!(error.to_string(), expected);
         };
         check(
             |spec| spec.boot = Boot::Disk(Firmware::Bios),

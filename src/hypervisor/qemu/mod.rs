@@ -4,15 +4,17 @@
 //! <directory>/qemu.log     QEMU's standard error; locked for as long as QEMU lives
 //!             console.in   a pipe: QEMU's standard input, hence the keyboard of the serial port
 //!             console.log  what the guest printed
-//!             qmp.sock     QEMU's monitor
+//!             qmp.sock     QEMU's monitor, a socket that it inherits
 //!             qemu.pid     QEMU's process id
 //! ```
 //!
 //! Whether a VM runs is told by the lock on `qemu.log`: the descriptor is inherited by QEMU, so the
-//! lock ends with it, however it ends, and no process id can be mistaken for another's.
+//! lock ends with it, however it ends, and no process id can be mistaken for another's. A VM lives
+//! on when whoever started it ends, unless there is a [`Guard`] on it.
 
 pub mod args;
 mod devices;
+mod guard;
 mod options;
 mod qmp;
 pub mod version;
@@ -25,19 +27,23 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use command_fds::{CommandFdExt, FdMapping};
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::io::AsyncWriteExt;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::domain::{DomainName, DomainSpec};
 use crate::files::{self, Lock, Wait};
+use crate::hypervisor::qemu::args::MonitorSocket;
 use crate::hypervisor::{
     ConsoleInput, DomainState, Hypervisor, HypervisorError, Known, Owner, Stop, Trouble,
 };
+
+pub use guard::Guard;
 
 /// Name in records and JSON.
 pub const NAME: &str = "qemu";
@@ -73,7 +79,7 @@ impl Hypervisor for Qemu {
 
     /// QEMU keeps no list of VMs: the instance's record is all there is.
     async fn define(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
-        args::command(spec).map(drop)
+        args::command(spec, MonitorSocket::Named).map(drop)
     }
 
     async fn start(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
@@ -260,7 +266,7 @@ async fn ends_within(directory: &Path, timeout: Duration) -> Result<bool, Hyperv
 
 /// Starts QEMU, whose standard error is the locked log.
 fn spawn(spec: &DomainSpec, log: &Lock) -> Result<Child, HypervisorError> {
-    let command = args::command(spec)?;
+    let command = args::command(spec, MonitorSocket::Inherited)?;
     let directory = &spec.directory;
     for name in [args::MONITOR, args::PID_FILE, "console.log"] {
         files::remove(&directory.join(name)).map_err(file_error)?;
@@ -286,8 +292,15 @@ fn spawn(spec: &DomainSpec, log: &Lock) -> Result<Child, HypervisorError> {
         .open(&input)
         .map_err(of_file(&input))?;
     let errors = log.file().try_clone().map_err(of_file(directory))?;
+    let monitor = FdMapping {
+        parent_fd: qmp::listen(directory)?.into(),
+        child_fd: args::MONITOR_DESCRIPTOR,
+    };
     let (program, arguments) = command.split_first().expect("a command has a program");
-    Command::new(program)
+    let mut command = Command::new(program);
+    let inherits = command.as_std_mut().fd_mappings(vec![monitor]);
+    inherits.expect("one descriptor is no two");
+    command
         .args(arguments)
         .current_dir(directory)
         .stdin(Stdio::from(keyboard))
@@ -306,16 +319,18 @@ fn spawn(spec: &DomainSpec, log: &Lock) -> Result<Child, HypervisorError> {
 
 /// Waits until QEMU's monitor answers, or until QEMU has already ended well.
 async fn wait_for_monitor(spec: &DomainSpec, child: &mut Child) -> Result<(), HypervisorError> {
-    let deadline = Instant::now() + START_TIMEOUT;
-    loop {
-        if let Some(status) = child.try_wait().map_err(of_file(&spec.directory))? {
-            return started(spec, status);
-        }
-        match qmp::execute(spec, "query-status").await {
-            Ok(_) => return Ok(()),
-            Err(error) if Instant::now() > deadline => return Err(error),
-            Err(_) => sleep(POLL).await,
-        }
+    tokio::select! {
+        // What has ended does not answer; why it has is the better word.
+        biased;
+        status = child.wait() => started(spec, status.map_err(of_file(&spec.directory))?),
+        answer = qmp::execute_within(spec, "query-status", START_TIMEOUT) => match answer {
+            Ok(_) => Ok(()),
+            // Its end may be seen here first.
+            Err(error) => match timeout(QUIT_TIMEOUT, child.wait()).await {
+                Ok(status) => started(spec, status.map_err(of_file(&spec.directory))?),
+                Err(_) => Err(error),
+            },
+        },
     }
 }
 

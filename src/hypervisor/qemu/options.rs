@@ -42,6 +42,13 @@ impl Options {
         }
     }
 
+    /// An option that begins with a key.
+    pub(super) fn of(key: &str, value: &str) -> Self {
+        Self {
+            text: format!("{key}={}", value.replace(',', ",,")),
+        }
+    }
+
     pub(super) fn with(mut self, key: &str, value: &str) -> Self {
         self.text
             .push_str(&format!(",{key}={}", value.replace(',', ",,")));

@@ -3,9 +3,12 @@
 //! Protocol: QEMU's docs/interop/qmp-spec.txt: a greeting, capabilities, then commands; one line
 //! of JSON each, with events between.
 
-use std::fs::File;
+use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -22,23 +25,53 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that are read of one answer at most.
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
 
+/// Makes the socket of a monitor for QEMU to inherit; another in its place is gone.
+pub(super) fn listen(directory: &Path) -> Result<UnixListener, HypervisorError> {
+    let failed = |source| HypervisorError::Io {
+        path: directory.join(args::MONITOR),
+        source,
+    };
+    let (_open, path) = path_in(directory).map_err(failed)?;
+    let listen = || {
+        let listener = UnixListener::bind(&path)?;
+        fs::set_permissions(&path, Permissions::from_mode(0o600))?;
+        Ok(listener)
+    };
+    listen().map_err(failed)
+}
+
+/// The monitor's path by way of the directory's descriptor, for as long as that is open: a socket's
+/// own path may have 107 bytes only.
+fn path_in(directory: &Path) -> io::Result<(File, String)> {
+    let directory = File::open(directory)?;
+    let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), args::MONITOR);
+    Ok((directory, path))
+}
+
 /// Executes `command`, which takes no arguments, and returns what it answers.
 pub(super) async fn execute(spec: &DomainSpec, command: &str) -> Result<Value, HypervisorError> {
+    execute_within(spec, command, TIMEOUT).await
+}
+
+/// The same, where the monitor may take so long.
+pub(super) async fn execute_within(
+    spec: &DomainSpec,
+    command: &str,
+    patience: Duration,
+) -> Result<Value, HypervisorError> {
     let error = |message: String| HypervisorError::Monitor {
         domain: spec.name.clone(),
         message,
     };
-    match timeout(TIMEOUT, converse(spec, command)).await {
+    match timeout(patience, converse(spec, command)).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(source)) => Err(error(source.to_string())),
-        Err(_) => Err(error(format!("no answer within {} s", TIMEOUT.as_secs()))),
+        Err(_) => Err(error(format!("no answer within {} s", patience.as_secs()))),
     }
 }
 
 async fn converse(spec: &DomainSpec, command: &str) -> io::Result<Value> {
-    // By way of the directory's descriptor: a socket's own path may have 107 bytes only.
-    let directory = File::open(&spec.directory)?;
-    let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), args::MONITOR);
+    let (_open, path) = path_in(&spec.directory)?;
     let (reader, mut writer) = UnixStream::connect(path).await?.into_split();
     let mut lines = BufReader::new(reader.take(MAX_ANSWER_BYTES)).lines();
     let mut next = async || -> io::Result<Value> {
