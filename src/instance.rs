@@ -61,6 +61,16 @@ pub struct NameLock {
     directory: PathBuf,
 }
 
+/// Who may pass through an instance's directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// Its owner alone: QEMU is a process of his.
+    Owner,
+    /// Everybody, and nobody may list it: a hypervisor that runs as another user reaches the files
+    /// that it is told of, if they are its own.
+    Everybody,
+}
+
 /// An instance that is being made; dropped before [`Draft::commit`], it leaves nothing.
 #[derive(Debug)]
 pub struct Draft {
@@ -282,13 +292,21 @@ impl Draft {
 
     /// Makes the instance appear under its name. Errors if there is one of that name.
     ///
-    /// Its directory is 0711: a hypervisor that runs as another user reaches the files that it is
-    /// told of, if they are its own, and nobody lists them.
-    pub fn commit(self, instances: &Instances, record: &Record) -> Result<(), InstanceError> {
+    /// `reach` says who may pass through its directory.
+    pub fn commit(
+        self,
+        instances: &Instances,
+        record: &Record,
+        reach: Reach,
+    ) -> Result<(), InstanceError> {
         let draft = self.path();
         let json = to_json(record, draft)?;
         files::replace(&draft.join("record.json"), &json, draft)?;
-        fs::set_permissions(draft, fs::Permissions::from_mode(0o711))
+        let mode = match reach {
+            Reach::Owner => 0o700,
+            Reach::Everybody => 0o711,
+        };
+        fs::set_permissions(draft, fs::Permissions::from_mode(mode))
             .map_err(FileError::of("set the mode of", draft))?;
         let name = &record.spec.name;
         let directory = instances.directory(name);

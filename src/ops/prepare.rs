@@ -10,9 +10,9 @@ use crate::domain::{
 use crate::files::{FileError, Wait};
 use crate::firmware::FirmwareChoice;
 use crate::host::AcceleratorChoice;
-use crate::hypervisor::{Hypervisor, Owner};
+use crate::hypervisor::{Hypervisor, Owner, qemu};
 use crate::image::Selected;
-use crate::instance::{Draft, InstanceError, Instances, NameLock, Record};
+use crate::instance::{Draft, InstanceError, Instances, NameLock, Reach, Record};
 use crate::oci::{Descriptor, Digest};
 use crate::ops::accelerator::{self, AcceleratorWish};
 use crate::ops::instances::{self, IfRunning};
@@ -361,9 +361,13 @@ fn make(
     digests: BTreeSet<Digest>,
 ) -> Result<(), OpsError> {
     let name = &record.spec.name;
+    let reach = match record.hypervisor.as_deref() {
+        Some(qemu::NAME) => Reach::Owner,
+        _ => Reach::Everybody,
+    };
     context.store.pin(name.as_str(), digests)?;
     let draft = draft(&context.instances, own, owner);
-    let made = draft.and_then(|draft| Ok(draft.commit(&context.instances, record)?));
+    let made = draft.and_then(|draft| Ok(draft.commit(&context.instances, record, reach)?));
     if made.is_err() {
         // The reference keeps what it kept.
         context.store.unpin(name.as_str())?;

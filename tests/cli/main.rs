@@ -29,6 +29,7 @@
 //! | `space`       | what takes space, gives it back, or does not fit                        |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
 //! | `doctor`      | what the host has, and what it lacks                                    |
+//! | `arguments`   | what is typed and becomes no option, file or program                     |
 //! | `digests`     | what a digest decides, by either algorithm                               |
 //! | `programs`    | kernels, UKIs and command lines that would do harm                       |
 //! | `tampering`   | stores that somebody has had hands on                                    |
@@ -81,6 +82,7 @@ mod pushes;
 mod space;
 mod usage;
 mod doctor;
+mod arguments;
 mod digests;
 mod programs;
 mod tampering;

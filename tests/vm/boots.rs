@@ -320,3 +320,21 @@ fn the_script_of_a_dry_run_boots_by_hand() {
         bench.is_clean();
     }
 }
+
+/// Row 147 of the hostile table, by QEMU itself.
+#[test]
+fn a_store_of_any_name_is_booted_from() {
+    let bench = Bench::new();
+    let store = bench.root().join("a,file=b:\"c\" 'd' {json:} nbd:<&>");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_ironboot"));
+    command
+        .arg("--store")
+        .arg(&store)
+        .arg("run")
+        .arg(bench.image());
+    command.args(MACHINE).args(["--boot", "direct"]);
+    let run = Session::start(command);
+    run.prints("IRONBOOT-OK");
+    run.ends().with_code(0);
+    assert!(store.join("blobs").exists());
+}
