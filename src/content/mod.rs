@@ -1,8 +1,9 @@
 //! Probes over bytes: what a blob really is, whatever its media type says.
 //!
 //! Pure and bounded: a probe sees a [`Sample`], the first [`HEAD_BYTES`] and the last 512 bytes of
-//! a blob. Only [`uki::read`] asks for more, a few sections of a known size. No probe unpacks, and
-//! none follows what it reads: a field that contradicts the file is an error.
+//! a blob. Only two ask for more: [`uki::read`] for a few sections of a known size, and
+//! [`disk::probe`] for the tables of a qcow2 image, which is also the one thing that is unpacked. No
+//! probe follows what it reads out of the blob: a field that contradicts the file is an error.
 //!
 //! [`identify`] has the words for what a blob looks like; the other modules each answer for one
 //! role of a layer.

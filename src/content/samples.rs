@@ -2,8 +2,9 @@
 
 use miniz_oxide::deflate::compress_to_vec;
 
+use crate::content::disk::{self, DiskContent};
 use crate::content::uki::Piece;
-use crate::content::{HEAD_BYTES, Sample, TAIL_BYTES, qcow2};
+use crate::content::{ContentError, HEAD_BYTES, Sample, TAIL_BYTES, qcow2};
 use crate::oci::Digest;
 
 /// Bytes to put into a blob, by where.
@@ -28,6 +29,11 @@ pub(super) fn sample_of(digest: Digest, content: &[u8]) -> Sample {
 pub(super) fn piece_of(content: &[u8], piece: Piece) -> Vec<u8> {
     let offset = usize::try_from(piece.offset).unwrap();
     content[offset..][..usize::try_from(piece.size_bytes).unwrap()].to_vec()
+}
+
+/// Probes a disk as the first boot would.
+pub(super) fn probe_disk(content: &[u8]) -> Result<DiskContent, ContentError> {
+    disk::probe(&sample(content), &mut |piece| Ok(piece_of(content, piece)))
 }
 
 /// `length` zeros with something in them.
@@ -186,4 +192,18 @@ pub(super) fn qcow2(patches: Patches<'_>) -> Vec<u8> {
         ],
     );
     patch(image, patches)
+}
+
+/// A qcow2 image of a disk of at most 1 MiB, in plain clusters.
+pub(super) fn qcow2_of(disk: &[u8]) -> Vec<u8> {
+    let clusters = disk.len().div_ceil(0x1_0000);
+    let mut image = qcow2(&[(0x3_0000, &(0x8000_0000_0004_0000_u64).to_be_bytes())]);
+    // One cluster more, which nothing uses.
+    image.resize((6 + clusters) << 16, 0);
+    for cluster in 0..clusters {
+        let entry = (1_u64 << 63) | u64::try_from((5 + cluster) << 16).unwrap();
+        image[0x4_0000 + 8 * cluster..][..8].copy_from_slice(&entry.to_be_bytes());
+    }
+    image[5 << 16..][..disk.len()].copy_from_slice(disk);
+    image
 }

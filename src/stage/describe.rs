@@ -237,7 +237,10 @@ impl Stage<'_> {
         };
         let backing = Backing {
             file: self.blob(base),
-            format: content.format,
+            format: match content.qcow2 {
+                Some(_) => DiskFormat::Qcow2,
+                None => DiskFormat::Raw,
+            },
         };
         let overlay = OwnContent::Overlay {
             size_bytes,

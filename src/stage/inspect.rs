@@ -10,7 +10,6 @@ use crate::boot::{
 use crate::content::disk::{DiskContent, DiskLayout};
 use crate::content::uki::{self, Piece, UkiContent};
 use crate::content::{self, Sample};
-use crate::domain::DiskFormat;
 use crate::files::FileError;
 use crate::oci::{Architecture, Descriptor, Digest};
 use crate::stage::StageError;
@@ -69,11 +68,11 @@ pub fn inspect(
         }
         BootMethod::Uki(boot) => inspected.uki = Some(inspect_uki(boot, architecture, find)?),
         BootMethod::Disk { disk } => {
-            let sample = sample(find, disk)?;
-            sample.refuse_zeros("disk")?;
-            let content = content::disk::probe(&sample)?;
+            sample(find, disk)?.refuse_zeros("disk")?;
+            let content = self::disk(disk, find)?;
             content::disk::check_bootable(&content, disk.digest, architecture)?;
             inspected.starter = Some(starter(disk.digest, &content.layout, firmware)?);
+            inspected.disk = Some(content);
         }
         BootMethod::Iso { iso } => {
             content::iso::check(&sample(find, iso)?)?;
@@ -84,10 +83,17 @@ pub fn inspect(
             });
         }
     }
-    if let Some(disk) = plan.method.disk() {
-        inspected.disk = Some(content::disk::probe(&sample(find, disk)?)?);
+    if let (Some(disk), None) = (plan.method.disk(), &inspected.disk) {
+        inspected.disk = Some(self::disk(disk, find)?);
     }
     Ok(inspected)
+}
+
+/// Looks into a disk. Errors if it would do harm.
+pub fn disk(disk: &Descriptor, find: Find<'_>) -> Result<DiskContent, StageError> {
+    let sample = sample(find, disk)?;
+    let (found, file) = open(find, disk)?;
+    content::disk::probe(&sample, &mut |piece| read_at(&found, &file, piece))
 }
 
 /// What [`inspect`] would find if the blobs are what most are: for a dry run before the pull.
@@ -95,7 +101,7 @@ pub fn inspect(
 pub fn presume(plan: &BootPlan, firmware: &HostFirmware) -> Inspected {
     Inspected {
         disk: plan.method.disk().map(|disk| DiskContent {
-            format: DiskFormat::Raw,
+            qcow2: None,
             virtual_size_bytes: disk.size,
             layout: DiskLayout::Unknown,
         }),
@@ -142,7 +148,7 @@ fn sample(find: Find<'_>, descriptor: &Descriptor) -> Result<Sample, StageError>
     })
 }
 
-fn read_at(blob: &Blob, file: &File, piece: Piece) -> Result<Vec<u8>, StageError> {
+pub(super) fn read_at(blob: &Blob, file: &File, piece: Piece) -> Result<Vec<u8>, StageError> {
     let of_blob = FileError::of("read", blob.path());
     let length = usize::try_from(piece.size_bytes)
         .map_err(|_| FileError::of("read", blob.path())(std::io::ErrorKind::OutOfMemory.into()))?;
@@ -193,8 +199,8 @@ fn starter(
         DiskLayout::Partitioned { uefi, bios, .. } => (*uefi, *bios),
         // Firmware starts a whole FAT file system as it does a partition.
         DiskLayout::FileSystem(_) => (true, false),
-        // What is inside shows only when it starts.
-        DiskLayout::Inside | DiskLayout::Unknown => (true, true),
+        // Not seen before the pull.
+        DiskLayout::Unknown => (true, true),
     };
     let no_starter = |loaders, reason: &String| StageError::NoStarter {
         blob,

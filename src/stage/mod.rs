@@ -18,7 +18,7 @@ mod overlay;
 
 pub use describe::{Parts, describe};
 pub use esp::partition_bytes as esp_bytes;
-pub use inspect::{Find, Inspected, InspectedUki, Starter, inspect, presume};
+pub use inspect::{Find, Inspected, InspectedUki, Starter, disk, inspect, presume};
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
