@@ -30,7 +30,7 @@
 //! | [`image`] | variants, layer roles and the one table of media types, selection | I/O |
 //! | [`boot`] | boot methods, what image and host offer for each, the plan, command lines | I/O |
 //! | [`domain`] | the complete description of a VM, in file paths | I/O |
-//! | [`content`] | what a blob really is: disks, kernels, UKIs, ISOs, file systems | I/O, more than 128 KiB and a UKI's texts |
+//! | [`content`] | what a blob really is: disks, kernels, UKIs, ISOs, file systems | I/O, more than 128 KiB, a UKI's texts and a qcow2's tables |
 //! | [`files`] | durable replacement, directory sync, locks | decide anything |
 //! | [`source`] | registries and their mirrors, OCI layouts as directory or archive, credentials | write to the store |
 //! | [`store`] | the content-addressed directory: ingest, lease, reference, pin | know where bytes come from |
@@ -54,7 +54,7 @@
 //! * **A kill at any instant loses nothing.** References, pins, records and instances appear by one
 //!   rename; locks are file locks, which end with their process.
 //! * **Formats are told, never probed,** and the image's disk is never written: each VM has an
-//!   overlay.
+//!   overlay, on raw bytes; a qcow2 image is judged and unpacked here once.
 //! * **Network and processes are `async`; hashing and the blobs' files are blocking threads.** A few
 //!   small reads and the making of an instance are neither: whoever is told to end must not leave
 //!   one half made. There are no twins of one function in two colours.

@@ -181,6 +181,15 @@ impl Drawing {
                 size_bytes,
                 offset_bytes,
             } => self.start(&mut state, blob, label, size_bytes, offset_bytes),
+            // On top of what was to be fetched.
+            Progress::Unpacking { size_bytes } => {
+                if let Some(total) = &mut state.total {
+                    total.size_bytes += size_bytes;
+                    if let Some(bar) = &total.bar {
+                        bar.set_length(total.size_bytes);
+                    }
+                }
+            }
             Progress::Verifying { blobs, size_bytes } => {
                 let bar = self.bar(size_bytes, blobs > 1, "total");
                 state.total = Some(Tally::new(size_bytes, 0, bar));
@@ -385,6 +394,7 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
             "{label}: waiting for another ironboot, or reading what an earlier one left"
         )),
         Progress::Fetching { .. }
+        | Progress::Unpacking { .. }
         | Progress::Verifying { .. }
         | Progress::BlobStart { .. }
         | Progress::BlobBytes { .. }

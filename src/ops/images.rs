@@ -19,7 +19,7 @@ use crate::store::{StoreError, StoredReference};
 pub struct ListedImage {
     /// What the store knows of it.
     pub stored: StoredReference,
-    /// Sum of the sizes of its blobs, each once.
+    /// Sum of the sizes of its blobs, each once, and what the disk takes that was unpacked of one.
     pub size_bytes: u64,
     /// When it was used last, in seconds since 1970.
     pub used_at: u64,
@@ -68,11 +68,16 @@ pub fn list(context: &Context<'_>) -> Result<Vec<ListedImage>, OpsError> {
         .into_iter()
         .map(|(stored, used_at)| {
             let mut seen = BTreeSet::new();
+            let raw_bytes = |blob: &Descriptor| {
+                let bytes = context.store.raw_allocated_bytes(&blob.digest);
+                // Gone meanwhile, otherwise.
+                bytes.unwrap_or_default()
+            };
             let size_bytes = stored
                 .documents()
                 .chain(stored.images.iter().flat_map(|image| &image.blobs))
                 .filter(|blob| seen.insert(blob.digest))
-                .map(|blob| blob.size)
+                .map(|blob| blob.size.saturating_add(raw_bytes(blob)))
                 .sum();
             let used_at = used_at.duration_since(UNIX_EPOCH);
             ListedImage {

@@ -19,6 +19,7 @@ pub mod resolve;
 pub mod run;
 mod space;
 mod tree;
+mod unpack;
 mod users;
 pub mod verify;
 
@@ -191,12 +192,12 @@ pub enum OpsError {
         /// The image.
         reference: crate::oci::Reference,
     },
-    /// Blobs that are larger than what is left of the disk.
-    #[error("{needed_bytes} bytes are to be fetched, and the disk of {path} has {free_bytes} left")]
+    /// More than what is left of the disk.
+    #[error("{needed_bytes} bytes are needed, and the disk of {path} has {free_bytes} left")]
     NoSpace {
         /// The store.
         path: PathBuf,
-        /// What is to be fetched.
+        /// What is to be fetched, or unpacked.
         needed_bytes: u64,
         /// What there is.
         free_bytes: u64,

@@ -52,6 +52,11 @@ pub enum Progress {
         /// What broke.
         reason: String,
     },
+    /// The disk in a blob is being unpacked; the blob's own events tell how far that is.
+    Unpacking {
+        /// The most that it will take, in bytes.
+        size_bytes: u64,
+    },
     /// A blob is complete and verified.
     BlobDone {
         /// The blob.

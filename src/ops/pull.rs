@@ -10,7 +10,7 @@ use crate::ops::fetch::{self, Item};
 use crate::ops::planner::Planner;
 use crate::ops::resolve::{ImageRequest, Resolved, resolve};
 use crate::ops::tree::{self, Found, Node};
-use crate::ops::{Context, OpsError, Progress, blocking, space, users};
+use crate::ops::{Context, OpsError, Progress, blocking, space, unpack, users};
 use crate::source::Source;
 use crate::stage::{self, Inspected, StageError};
 use crate::store::{Lease, StoredImage};
@@ -182,6 +182,12 @@ impl Attempt<'_> {
                 },
                 Err(error) => Err(error),
             };
+            if let Ok((plan, inspected)) = &plan
+                && let Some(disk) = plan.method.disk()
+                && let Some(map) = inspected.disk.as_ref().and_then(|disk| disk.qcow2.clone())
+            {
+                unpack::unpack(self.context, disk, map, &lease).await?;
+            }
             let reference = &self.image.reference;
             let store = &self.context.store;
             let (held, now) = (&self.leased, self.context.now);

@@ -15,7 +15,7 @@ use crate::oci::manifest::MAX_DOCUMENT_BYTES;
 use crate::oci::{Descriptor, Digest, Document, Reference};
 use crate::ops::fetch::{self, Item};
 use crate::ops::tree::stored;
-use crate::ops::{Context, OpsError, Progress, blocking, users};
+use crate::ops::{Context, OpsError, Progress, blocking, unpack, users};
 use crate::source::{self, Wanted};
 use crate::store::{
     Expected, Finding, Lease, Look, Place, Problem, StoreError, StoredReference, Use, User,
@@ -122,8 +122,7 @@ pub async fn verify(
     };
     verified.checked = expected.len();
     let began = Instant::now();
-    let (found, bytes) = look(context, expected).await?;
-    verified.took = began.elapsed();
+    let (found, bytes) = look(context, expected.clone()).await?;
     verified.bytes = bytes;
     let found = still_so(context, found).await?;
     verified.findings.extend(match then {
@@ -131,6 +130,17 @@ pub async fn verify(
         Then::Repair if found.is_empty() => Vec::new(),
         Then::Repair => mend_blobs(context, found).await?,
     });
+    // After the blobs that they are made of.
+    let store = context.store.clone();
+    let derived = blocking(move || store.look_at_derived(&expected)).await?;
+    for (source, finding) in derived {
+        let found = match then {
+            Then::Tell => Found::left(finding),
+            Then::Repair => mend_derived(context, source, finding).await?,
+        };
+        verified.findings.push(found);
+    }
+    verified.took = began.elapsed();
     Ok(verified)
 }
 
@@ -210,6 +220,35 @@ async fn mend_record(
         };
     }
     Ok(found)
+}
+
+/// Makes again what was made of the blob `source`.
+async fn mend_derived(
+    context: &Context<'_>,
+    source: Digest,
+    finding: Finding,
+) -> Result<Found, OpsError> {
+    let store = context.store.clone();
+    let made = async {
+        let _lease = blocking(move || {
+            let lease = store.lease([source])?;
+            store.remove_raw(&source)?;
+            Ok::<_, StoreError>(lease)
+        })
+        .await?;
+        unpack::again(context, source).await
+    };
+    let outcome = match made.await {
+        Ok(()) => Outcome::Repaired,
+        Err(error) => Outcome::Failed(words(&error)),
+    };
+    let uses = context.store.instance_uses()?;
+    let users = uses.into_iter().filter(|one| one.named.contains(&source));
+    Ok(Found {
+        finding,
+        outcome,
+        users: users.map(|one| one.user).collect(),
+    })
 }
 
 /// Mends blobs, each as far as it goes.

@@ -235,12 +235,13 @@ impl Stage<'_> {
             Some(asked_bytes) => asked_bytes.next_multiple_of(512),
             None => image_bytes,
         };
+        // The image's own metadata is nothing that a hypervisor gets to read.
         let backing = Backing {
-            file: self.blob(base),
-            format: match content.qcow2 {
-                Some(_) => DiskFormat::Qcow2,
-                None => DiskFormat::Raw,
+            file: match content.qcow2 {
+                Some(_) => self.store.raw_path(&base.digest),
+                None => self.blob(base),
             },
+            format: DiskFormat::Raw,
         };
         let overlay = OwnContent::Overlay {
             size_bytes,

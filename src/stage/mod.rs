@@ -15,10 +15,12 @@ mod describe;
 mod esp;
 mod inspect;
 mod overlay;
+mod unpack;
 
 pub use describe::{Parts, describe};
 pub use esp::partition_bytes as esp_bytes;
 pub use inspect::{Find, Inspected, InspectedUki, Starter, disk, inspect, presume};
+pub use unpack::unpack;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};

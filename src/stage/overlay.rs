@@ -90,6 +90,8 @@ fn layout(size_bytes: u64, backing: &Backing) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::domain::DiskFormat;
+    use crate::oci::Descriptor;
+    use crate::store::Store;
     use std::process::Command;
 
     fn qemu_img(arguments: &[&str], path: &Path) -> serde_json::Value {
@@ -133,6 +135,49 @@ mod tests {
                 "{created} bytes for an empty overlay of {size}"
             );
         }
+    }
+
+    /// Through the store, as a VM gets it: what was unpacked is the base, and what is read through
+    /// the overlay is the image's disk.
+    #[test]
+    fn qemu_agrees_with_an_overlay_on_what_was_unpacked() {
+        let directory = tempfile::tempdir().unwrap();
+        let image = directory.path().join("image.qcow2");
+        let raw = directory.path().join("raw");
+        let content: Vec<u8> = (0..3_u32 << 20).map(|i| (i / 4096 % 3) as u8).collect();
+        std::fs::write(&raw, content).unwrap();
+        let status = Command::new("qemu-img")
+            .args(["convert", "-c", "-O", "qcow2"])
+            .args([&raw, &image])
+            .status()
+            .unwrap();
+        assert!(status.success());
+        let bytes = std::fs::read(&image).unwrap();
+        let disk = Descriptor::of("x", &bytes);
+        let store = Store::at(directory.path().join("store"));
+        let lease = store.lease([disk.digest]).unwrap();
+        lease.put(&disk, &bytes).unwrap();
+        let found = crate::stage::disk(&disk, &|blob| lease.blob(blob)).unwrap();
+        let map = found.qcow2.unwrap();
+        crate::stage::unpack(&disk, &map, &lease, &mut |_| ()).unwrap();
+        let backing = Backing {
+            file: store.raw_path(&disk.digest),
+            format: DiskFormat::Raw,
+        };
+        let overlay = directory.path().join("overlay.qcow2");
+        create(&overlay, found.virtual_size_bytes, &backing).unwrap();
+        let check = qemu_img(&["check", "-f", "qcow2"], &overlay);
+        assert_eq!(check["check-errors"], 0, "{check}");
+        assert!(check.get("leaks").is_none() && check.get("corruptions").is_none());
+        let chain = qemu_img(&["info", "--backing-chain", "-f", "qcow2"], &overlay);
+        assert_eq!(chain.as_array().unwrap().len(), 2);
+        assert_eq!(chain[1]["format"], "raw");
+        let compared = Command::new("qemu-img")
+            .args(["compare", "-q", "-f", "qcow2", "-F", "raw"])
+            .args([&overlay, &raw])
+            .status()
+            .unwrap();
+        assert!(compared.success());
     }
 
     #[test]

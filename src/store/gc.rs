@@ -15,7 +15,7 @@ use crate::store::{Store, StoreError, Use};
 pub struct Removed {
     /// The blob.
     pub digest: Digest,
-    /// Its size in bytes.
+    /// Its size in bytes, and what else was made of it took.
     pub size_bytes: u64,
     /// What it took of the disk, in bytes: holes take nothing.
     pub freed_bytes: u64,
@@ -72,22 +72,33 @@ impl Store {
                 if needed.contains(&digest) {
                     continue;
                 }
-                let path = self.blob_path(&digest);
-                let metadata = match fs::symlink_metadata(&path) {
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                    result => result.map_err(FileError::of("look at", &path))?,
-                };
-                let freed_bytes = allocated(&path)?;
-                let victim = self
-                    .path("tmp")
-                    .join(format!("{ON_ITS_WAY_OUT}{}", digest.hex()));
-                fs::rename(&path, &victim).map_err(FileError::of("remove", &path))?;
-                trash.push(victim);
-                removed.push(Removed {
+                let mut gone = Removed {
                     digest,
-                    size_bytes: metadata.len(),
-                    freed_bytes,
-                });
+                    size_bytes: 0,
+                    freed_bytes: 0,
+                };
+                // What was made of it goes first: without its source it could not be made again.
+                for (path, suffix) in [
+                    (self.derived_path(&digest), ".derived"),
+                    (self.blob_path(&digest), ""),
+                ] {
+                    let metadata = match fs::symlink_metadata(&path) {
+                        Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                        result => result.map_err(FileError::of("look at", &path))?,
+                    };
+                    let bytes = allocated(&path)?;
+                    gone.freed_bytes += bytes;
+                    gone.size_bytes += if suffix.is_empty() {
+                        metadata.len()
+                    } else {
+                        bytes
+                    };
+                    let name = format!("{ON_ITS_WAY_OUT}{}{suffix}", digest.hex());
+                    let victim = self.path("tmp").join(name);
+                    fs::rename(&path, &victim).map_err(FileError::of("remove", &path))?;
+                    trash.push(victim);
+                }
+                removed.push(gone);
             }
         }
         for victim in trash {
@@ -101,7 +112,11 @@ impl Store {
     }
 
     fn present(&self, digests: impl IntoIterator<Item = Digest>) -> BTreeSet<Digest> {
-        let is_here = |digest: &Digest| fs::symlink_metadata(self.blob_path(digest)).is_ok();
+        let is_here = |digest: &Digest| {
+            [self.blob_path(digest), self.derived_path(digest)]
+                .iter()
+                .any(|path| fs::symlink_metadata(path).is_ok())
+        };
         digests.into_iter().filter(is_here).collect()
     }
 

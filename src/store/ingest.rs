@@ -3,8 +3,9 @@
 //!
 //! Whoever calls [`Ingest::write`] hashes; `writer` brings the blocks to the disk meanwhile.
 
-mod writer;
+pub(super) mod writer;
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read};
@@ -17,7 +18,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::{Descriptor, Digest, Hasher};
 use crate::store::gc::ON_ITS_WAY_OUT;
-use crate::store::{Blob, Store, StoreError, is_gone};
+use crate::store::{Act, Blob, Store, StoreError, is_gone};
 
 use writer::{BLOCK_BYTES, Block, Writer};
 
@@ -57,15 +58,7 @@ impl Ingest {
         }
         let digest = expected.digest;
         let directory = store.ingest_directory(&digest);
-        let lock = loop {
-            files::create_dir(&directory, 0o700)?;
-            match Lock::exclusive(&directory.join("lock"), Wait::ForEver) {
-                Ok(lock) => break lock.expect("a lock that is waited for is taken"),
-                // The one before us has just finished and removed the directory.
-                Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error.into()),
-            }
-        };
+        let lock = store.lock_ingest(&directory)?;
         if let Some(blob) = Blob::look(store, expected)? {
             store.remove_ingest(&directory)?;
             return Ok(Claim::Present(blob));
@@ -281,11 +274,24 @@ impl Store {
         fs::symlink_metadata(data).map_or(0, |metadata| metadata.blocks() * 512)
     }
 
+    /// Waits until nobody else works in a directory of `ingest/`, which is created.
+    pub(super) fn lock_ingest(&self, directory: &Path) -> Result<Lock, StoreError> {
+        loop {
+            files::create_dir(directory, 0o700)?;
+            match Lock::exclusive(&directory.join("lock"), Wait::ForEver) {
+                Ok(lock) => return Ok(lock.expect("a lock that is waited for is taken")),
+                // The one before us has just finished and removed the directory.
+                Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
     /// Removes the directory of a fetch, whose lock is held.
     ///
     /// It is renamed first: whoever waits for the lock sees that it guards nothing any more, and
     /// whoever comes new makes a directory of its own.
-    fn remove_ingest(&self, directory: &Path) -> Result<(), StoreError> {
+    pub(super) fn remove_ingest(&self, directory: &Path) -> Result<(), StoreError> {
         let scratch = self.path("tmp");
         let taken = tempfile::Builder::new()
             .prefix(ON_ITS_WAY_OUT)
@@ -307,6 +313,8 @@ impl Store {
         &self,
         digests: impl IntoIterator<Item = Digest>,
     ) -> Result<(), StoreError> {
+        let digests: BTreeSet<Digest> = digests.into_iter().collect();
+        self.remove_raw_drafts(|source| digests.contains(source), Act::Remove)?;
         for digest in digests {
             let directory = self.ingest_directory(&digest);
             match Lock::exclusive(&directory.join("lock"), Wait::No) {
@@ -330,6 +338,8 @@ impl Store {
                 self.remove_partials([digest])?;
             }
         }
+        let is_there = |source: &Digest| self.derived_path(source).exists();
+        self.remove_raw_drafts(is_there, Act::Remove)?;
         Ok(())
     }
 

@@ -93,6 +93,10 @@ fn named_in(path: &Path) -> Result<Vec<Digest>, FileError> {
 }
 
 impl Lease {
+    pub(super) fn store(&self) -> &Store {
+        &self.store
+    }
+
     /// Looks for a blob; none if the store has it not.
     pub fn blob(&self, blob: &Descriptor) -> Result<Option<Blob>, StoreError> {
         self.check(blob.digest);

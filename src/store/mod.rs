@@ -4,6 +4,8 @@
 //! <store>/oci-layout, index.json     an export of refs/, so that other tools read the store
 //!         blobs/sha256/<hex>   0444  only complete, verified, synced files ever appear here
 //!         ingest/sha256-<hex>/       lock, data: one unfinished blob, resumed by whoever comes next
+//!         derived/sha256-<hex>/      raw, record.json: what was made of that blob here, and goes
+//!                                    with it
 //!         refs/<reference>.json      reference → documents and blobs; replaced atomically; the
 //!                                    file's time is when the reference was used last
 //!         pins/<name>.json           blobs that an instance needs
@@ -30,6 +32,7 @@
 //! lease's file is written and locked, which nobody else waits for: others only try it). `refs.lock`
 //! and `gc.lock` are never held together.
 
+mod derived;
 mod gc;
 mod ingest;
 mod lease;
@@ -49,6 +52,7 @@ use thiserror::Error;
 use crate::files::{self, FileError};
 use crate::oci::{Descriptor, Digest, Reference};
 
+pub use derived::{RawClaim, RawDraft, RawRecord};
 pub use gc::Removed;
 pub use ingest::{Claim, Ingest};
 pub use lease::Lease;
@@ -154,10 +158,11 @@ fn list(users: &[User]) -> String {
 const MAX_RECORD_BYTES: u64 = 4 << 20;
 
 /// What is in the store's directory, each before what is in it.
-const DIRECTORIES: [&str; 9] = [
+const DIRECTORIES: [&str; 10] = [
     "blobs",
     "blobs/sha256",
     "blobs/sha512",
+    "derived",
     "ingest",
     "refs",
     "pins",

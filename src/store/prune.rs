@@ -3,6 +3,7 @@
 //! ```text
 //! refs/       a reference goes by its age or for want of room, if no instance and no domain needs it
 //! blobs/      a blob goes that nothing names
+//! derived/    what was made of a blob goes with it
 //! ingest/     a partial stays for a day, in case somebody resumes it; one that can not be goes
 //! leases/     a lease goes whose process has ended
 //! tmp/        what a process has left that was killed
@@ -152,7 +153,7 @@ impl Store {
         Ok(pruned)
     }
 
-    /// Every blob, and what it takes of the disk in bytes.
+    /// Every blob, and what it takes of the disk in bytes, with what was made of it.
     pub(super) fn blobs(&self) -> Result<BTreeMap<Digest, u64>, StoreError> {
         let mut blobs = BTreeMap::new();
         for algorithm in ["sha256", "sha512"] {
@@ -163,6 +164,9 @@ impl Store {
                     blobs.insert(digest, allocated(&directory.join(name))?);
                 }
             }
+        }
+        for digest in self.derived()? {
+            *blobs.entry(digest).or_default() += self.raw_allocated_bytes(&digest)?;
         }
         Ok(blobs)
     }
@@ -224,7 +228,15 @@ impl Store {
         now: SystemTime,
         act: Act,
     ) -> Result<Vec<Item>, StoreError> {
-        let mut removed = Vec::new();
+        // Nobody resumes one of these.
+        let drafts = self.remove_raw_drafts(|_| true, act)?.into_iter();
+        let mut removed: Vec<Item> = drafts
+            .map(|(digest, freed_bytes)| Item {
+                kind: ItemKind::Partial,
+                name: digest.to_string(),
+                freed_bytes,
+            })
+            .collect();
         for name in files::names(&self.path("ingest"))? {
             let directory = self.path("ingest").join(&name);
             let Ok(digest) = name.replacen('-', ":", 1).parse::<Digest>() else {

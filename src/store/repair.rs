@@ -188,7 +188,7 @@ impl Store {
     }
 
     /// Gives a file to whom the store belongs, if it is another's: root may mend anybody's store.
-    fn give_to_owner(&self, file: &File, path: &Path) -> Result<(), StoreError> {
+    pub(super) fn give_to_owner(&self, file: &File, path: &Path) -> Result<(), StoreError> {
         let owner = self.owner()?;
         let metadata = file.metadata().map_err(FileError::of("look at", path))?;
         if metadata.uid() != owner.uid() {

@@ -154,6 +154,18 @@ impl Store {
         Ok(digests_in(&record.unwrap_or_default()).collect())
     }
 
+    /// The blobs of which the instance `name` opens what was made of them.
+    pub(super) fn raws_of_instance(&self, name: &str) -> Result<BTreeSet<Digest>, StoreError> {
+        let record = files::read_plain(&self.instance_record(name), MAX_RECORD_BYTES)?;
+        let record = record.unwrap_or_default();
+        let text = String::from_utf8_lossy(&record);
+        let parts = text.split("/derived/").skip(1);
+        let names = parts.filter_map(|rest| rest.split('/').next());
+        Ok(names
+            .filter_map(|name| name.replacen('-', ":", 1).parse().ok())
+            .collect())
+    }
+
     fn instance_record(&self, name: &str) -> PathBuf {
         self.instances().join(name).join("record.json")
     }
@@ -172,6 +184,13 @@ impl Store {
                 let hex = &rest[..end.unwrap_or(rest.len())];
                 format!("{algorithm}:{hex}").parse::<Digest>().ok()
             });
+            if let Some(digest) = digest.filter(|_| self.ends(&text[..at])) {
+                named.get_or_insert_with(BTreeSet::new).insert(digest);
+            }
+        }
+        for (at, directory) in text.match_indices("/derived/") {
+            let name = text[at + directory.len()..].split('/').next();
+            let digest = name.and_then(|name| name.replacen('-', ":", 1).parse().ok());
             if let Some(digest) = digest.filter(|_| self.ends(&text[..at])) {
                 named.get_or_insert_with(BTreeSet::new).insert(digest);
             }

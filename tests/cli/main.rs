@@ -18,6 +18,7 @@
 //! | `nested`      | indexes within indexes                                                   |
 //! | `selections`  | images of which no single or no readable manifest is meant               |
 //! | `contents`    | layers that are not what they say                                        |
+//! | `disks`       | disks that would harm the host, and what becomes of a qcow2 image        |
 //! | `ukis`        | unified kernel images, and methods that are passed over                  |
 //! | `registries`  | registries that lack, refuse, lie or break                               |
 //! | `bounds`      | registries that would have us read for ever                              |
@@ -44,6 +45,12 @@
     reason = "shared with the other tests, which use more of it"
 )]
 mod hostile;
+#[path = "../support/corpus.rs"]
+#[allow(
+    dead_code,
+    reason = "shared with the other tests, which use more of it"
+)]
+mod corpus;
 #[path = "../support/registry.rs"]
 #[allow(
     dead_code,
@@ -66,6 +73,7 @@ mod architectures;
 mod nested;
 mod selections;
 mod contents;
+mod disks;
 mod ukis;
 mod registries;
 mod bounds;

@@ -72,6 +72,7 @@ pub(crate) fn assert_empty_store(sandbox: &Sandbox) {
     for directory in [
         "blobs/sha256",
         "blobs/sha512",
+        "derived",
         "refs",
         "pins",
         "leases",

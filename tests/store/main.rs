@@ -14,6 +14,7 @@
 //! | `limits`    | no space, no inodes, read-only, limits of file size and memory           |
 //! | `together`  | many processes at once: one download, nothing lost                       |
 //! | `partials`  | what is fetched again after a kill, and partials that are wrong          |
+//! | `derived`   | the same while a disk is unpacked                                        |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
@@ -23,6 +24,12 @@ mod hostile;
 #[path = "../cli/image.rs"]
 #[allow(dead_code, reason = "shared with tests/cli, which uses more of it")]
 mod image;
+#[path = "../support/corpus.rs"]
+#[allow(
+    dead_code,
+    reason = "shared with the other tests, which use more of it"
+)]
+mod corpus;
 #[path = "../support/shop.rs"]
 #[allow(dead_code, reason = "shared with what measures, which uses more of it")]
 mod shop;
@@ -38,3 +45,4 @@ mod power;
 mod limits;
 mod together;
 mod partials;
+mod derived;

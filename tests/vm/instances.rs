@@ -104,6 +104,39 @@ fn a_vm_that_is_started_again_has_the_disk_of_its_first_boot() {
     bench.is_clean();
 }
 
+/// Row 111 of `tests/rows.md`.
+#[test]
+fn a_guest_that_writes_another_formats_header_has_written_data() {
+    let bench = Bench::new();
+    let name = "rewritten";
+    let mut options = named(name, "ironboot.end=shell").to_vec();
+    options.push("--detach");
+    bench.start("run", &options).ends().with_code(0);
+    let mut console = Session::start_to_type(bench.command(&["console", name]));
+    console.prints("guest# ");
+    // The start of a qcow2 image whose backing file is a file of the host.
+    console.types(
+        "printf 'QFI\\373\\0\\0\\0\\3\\0\\0\\0\\0\\0\\0\\1\\0\\0\\0\\0\\013' \
+         | dd of=/dev/vda conv=notrunc && printf /etc/passwd \
+         | dd of=/dev/vda bs=256 seek=1 conv=notrunc && sync && echo $((6 * 7))-written\n",
+    );
+    console.prints("42-written");
+    console.types("poweroff -f\n");
+    console.ends().with_code(0);
+    wait_until("it has stopped", || bench.state(name).unwrap() == "stopped");
+
+    assert_eq!(bench.states(), [(name.to_owned(), "stopped".to_owned())]);
+    bench.does(&["start", name]);
+    let mut console = Session::start_to_type(bench.command(&["console", name]));
+    console.prints("guest# ");
+    console.types("echo start-$(dd if=/dev/vda bs=3 count=1)-end\n");
+    console.prints("start-QFI-end");
+    console.types("poweroff -f\n");
+    console.ends().with_code(0);
+    bench.does(&["rm", "--force", name]);
+    bench.is_clean();
+}
+
 #[test]
 fn a_persistent_run_keeps_its_disk_whoever_runs_it_again() {
     let bench = Bench::new();

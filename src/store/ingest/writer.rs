@@ -15,7 +15,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::{Errno, pwrite};
 
 /// Bytes of a block.
-pub(super) const BLOCK_BYTES: usize = 1 << 20;
+pub(in crate::store) const BLOCK_BYTES: usize = 1 << 20;
 /// Blocks that a blob has: one is filled, the others are written or wait for it.
 const BLOCKS: usize = 5;
 /// A run of zeros of this many bytes becomes a hole.
@@ -28,14 +28,14 @@ const SYNC_BYTES: u64 = 32 << 20;
 static ZEROS: [u8; HOLE_BYTES] = [0; HOLE_BYTES];
 
 /// Memory for the bytes of one block, aligned for direct I/O.
-pub(super) struct Block {
+pub(in crate::store) struct Block {
     memory: Vec<u8>,
     start: usize,
     length: usize,
 }
 
 impl Block {
-    pub(super) fn new() -> Self {
+    pub(in crate::store) fn new() -> Self {
         let memory = vec![0; BLOCK_BYTES + ALIGNMENT];
         let start = memory.as_ptr().align_offset(ALIGNMENT);
         Self {
@@ -46,7 +46,7 @@ impl Block {
     }
 
     /// No memory at all, in the place of a block that is elsewhere.
-    pub(super) fn empty() -> Self {
+    pub(in crate::store) fn empty() -> Self {
         Self {
             memory: Vec::new(),
             start: 0,
@@ -55,7 +55,7 @@ impl Block {
     }
 
     /// Takes as much of `bytes` as there is room for, and returns the rest.
-    pub(super) fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
+    pub(in crate::store) fn fill<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         let (now, later) = bytes.split_at(bytes.len().min(BLOCK_BYTES - self.length));
         let place = self.start + self.length;
         self.memory[place..place + now.len()].copy_from_slice(now);
@@ -63,25 +63,25 @@ impl Block {
         later
     }
 
-    pub(super) fn bytes(&self) -> &[u8] {
+    pub(in crate::store) fn bytes(&self) -> &[u8] {
         &self.memory[self.start..self.start + self.length]
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(in crate::store) fn len(&self) -> usize {
         self.length
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    pub(in crate::store) fn is_full(&self) -> bool {
         self.length == BLOCK_BYTES
     }
 
-    pub(super) fn clear(&mut self) {
+    pub(in crate::store) fn clear(&mut self) {
         self.length = 0;
     }
 }
 
 /// Writes full blocks, one after the other.
-pub(super) struct Writer {
+pub(in crate::store) struct Writer {
     file: Arc<File>,
     /// Where the next block belongs.
     offset: u64,
@@ -98,7 +98,7 @@ struct WriterThread {
 
 impl Writer {
     /// Writes to `file` from `offset` on, a multiple of [`BLOCK_BYTES`].
-    pub(super) fn new(file: Arc<File>, offset: u64) -> Self {
+    pub(in crate::store) fn new(file: Arc<File>, offset: u64) -> Self {
         Self {
             file,
             offset,
@@ -108,7 +108,7 @@ impl Writer {
     }
 
     /// Hands a full block over and returns an empty one. An error may be that of an earlier block.
-    pub(super) fn write(&mut self, block: Block) -> io::Result<Block> {
+    pub(in crate::store) fn write(&mut self, block: Block) -> io::Result<Block> {
         let thread = match &self.thread {
             Some(thread) => thread,
             None => self.thread.insert(start(Arc::clone(&self.file))?),
@@ -129,8 +129,13 @@ impl Writer {
         }
     }
 
+    /// Leaves out `bytes`, a multiple of [`BLOCK_BYTES`], which are zeros.
+    pub(in crate::store) fn skip(&mut self, bytes: u64) {
+        self.offset += bytes;
+    }
+
     /// Waits until everything is written.
-    pub(super) fn wait(&mut self) -> io::Result<()> {
+    pub(in crate::store) fn wait(&mut self) -> io::Result<()> {
         let Some(WriterThread {
             blocks,
             free,
@@ -149,7 +154,7 @@ impl Writer {
     }
 
     /// Waits until everything is written, then writes what is no full block.
-    pub(super) fn finish(&mut self, rest: &[u8]) -> io::Result<()> {
+    pub(in crate::store) fn finish(&mut self, rest: &[u8]) -> io::Result<()> {
         self.wait()?;
         let flags = fcntl_getfl(&self.file)?;
         if flags.contains(OFlags::DIRECT) {
