@@ -277,8 +277,9 @@ impl Store {
     /// Waits until nobody else works in a directory of `ingest/`, which is created.
     pub(super) fn lock_ingest(&self, directory: &Path) -> Result<Lock, StoreError> {
         loop {
-            files::create_dir(directory, 0o700)?;
-            match Lock::exclusive(&directory.join("lock"), Wait::ForEver) {
+            let lock = files::create_dir(directory, 0o700)
+                .and_then(|()| Lock::exclusive(&directory.join("lock"), Wait::ForEver));
+            match lock {
                 Ok(lock) => return Ok(lock.expect("a lock that is waited for is taken")),
                 // The one before us has just finished and removed the directory.
                 Err(error) if error.source.kind() == io::ErrorKind::NotFound => {}
