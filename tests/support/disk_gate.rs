@@ -22,7 +22,7 @@ use ironboot::stage;
 use ironboot::store::{Claim, Store};
 use serde_json::json;
 
-#[path = "../tests/support/corpus.rs"]
+#[path = "corpus.rs"]
 #[allow(dead_code, reason = "shared with the tests, which use more of it")]
 mod corpus;
 
