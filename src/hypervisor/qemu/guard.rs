@@ -9,18 +9,21 @@ use crate::hypervisor::HypervisorError;
 use crate::hypervisor::qemu::of_file;
 
 /// Waits for a word on standard input; where that ends without one, kills the QEMU that works in
-/// this directory. It may just be about to write down who it is.
+/// this directory. It may just be about to write down who it is, which a busy host delays: 30 s, as its
+/// monitor has.
 ///
 /// A signal that the kernel sends for a parent's death could not be called off, as it must be when
 /// somebody leaves a console and the VM is to go on.
 const SCRIPT: &str = r#"
 read -r word && exit
-for second in 1 2 3 4 5; do
+seconds=0
+while [ $seconds -lt 30 ]; do
     if read -r pid <qemu.pid && [ "/proc/$pid/cwd" -ef . ]; then
         kill -KILL "$pid"
         exit
     fi
     sleep 1
+    seconds=$((seconds + 1))
 done 2>/dev/null
 "#;
 
