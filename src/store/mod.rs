@@ -44,9 +44,11 @@ mod verify;
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
 
 use crate::files::{self, FileError};
@@ -248,15 +250,12 @@ impl Store {
     /// Errors if everybody could put other files in the place of the store's: some directory above
     /// it, or its own, may be written to by all, and is none like `/tmp` where each has what is his.
     fn refuse_exposed(&self) -> Result<(), StoreError> {
-        let root = fs::canonicalize(&self.root).map_err(FileError::of("look at", &self.root))?;
-        for directory in root.ancestors() {
-            let metadata = fs::metadata(directory).map_err(FileError::of("look at", directory))?;
-            if metadata.mode() & 0o1002 == 0o002 {
-                let directory = directory.to_owned();
-                return Err(StoreError::Exposed { directory });
-            }
+        let failed = FileError::of("look at", &self.root);
+        let exposed = exposed_above(&self.root).map_err(failed)?;
+        match exposed {
+            Some(directory) => Err(StoreError::Exposed { directory }),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     /// Writes a record of our own into the store, or into one of its directories.
@@ -284,6 +283,26 @@ impl Store {
                 })
             })
             .transpose()
+    }
+}
+
+/// The first of `directory` and those that it is really in, links or not, that everybody may write to
+/// and that is none like `/tmp`.
+fn exposed_above(directory: &Path) -> io::Result<Option<PathBuf>> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut directory = rustix::fs::open(directory, flags, Mode::empty())?;
+    loop {
+        let status = rustix::fs::fstat(&directory)?;
+        if status.st_mode & 0o1002 == 0o002 {
+            let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
+            return fs::read_link(link).map(Some);
+        }
+        let above = rustix::fs::openat(&directory, "..", flags, Mode::empty())?;
+        let its_status = rustix::fs::fstat(&above)?;
+        if (its_status.st_dev, its_status.st_ino) == (status.st_dev, status.st_ino) {
+            return Ok(None);
+        }
+        directory = above;
     }
 }
 
