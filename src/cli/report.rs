@@ -1,10 +1,12 @@
 //! An error for whoever called: heading, causes, one hint, exit code, and the same as JSON.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::cli::script::quoted;
 use crate::files::FileError;
 use crate::firmware::FirmwareError;
 use crate::hypervisor::HypervisorError;
@@ -12,6 +14,7 @@ use crate::image::SelectError;
 use crate::instance::InstanceError;
 use crate::oci::{Printable, Reference};
 use crate::ops::OpsError;
+use crate::ops::reach::{By, Closed, Unreachable};
 use crate::source::{ArchiveProblem, SourceError};
 use crate::stage::StageError;
 use crate::store::{StoreError, User};
@@ -189,6 +192,7 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
         OpsError::Stage(error) => stage(error),
         OpsError::Instance(error) => instance(error),
         OpsError::Hypervisor(error) => hypervisor(error),
+        OpsError::Unreachable(error) => (Kind::Host, Some(mend(error))),
         OpsError::Firmware(FirmwareError::None { .. }) => (Kind::Host, install_firmware()),
         OpsError::Firmware(FirmwareError::Named { .. }) => (
             Kind::Usage,
@@ -377,6 +381,27 @@ fn file(error: &FileError, kind: Kind) -> (Kind, Option<String>) {
     }
 }
 
+/// The command that opens to QEMU's user what is closed to it.
+fn mend(unreachable: &Unreachable) -> String {
+    let Unreachable { uid, closed } = unreachable;
+    let mut commands: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for Closed { lacks, by, path } in closed {
+        let letters = lacks.letters();
+        let command = match by {
+            By::Owner => format!("chmod u+{letters}"),
+            By::Group => format!("chmod g+{letters}"),
+            By::Others => format!("chmod o+{letters}"),
+            By::List => format!("setfacl -m u:{uid}:{letters}"),
+        };
+        commands.entry(command).or_default().push(quoted(path));
+    }
+    let commands: Vec<String> = commands
+        .iter()
+        .map(|(command, paths)| format!("{command} {}", paths.join(" ")))
+        .collect();
+    format!("open it with `{}`, or pass --store", commands.join(" && "))
+}
+
 fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
     use HypervisorError as Error;
     match error {
@@ -395,13 +420,6 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
         Error::Connect { .. } => (
             Kind::Unavailable,
             hint("start libvirtd, or use `ironboot run`, which needs no daemon"),
-        ),
-        Error::Unreachable { directory, .. } => (
-            Kind::Host,
-            Some(format!(
-                "open it with `chmod o+x {}`, or pass --store",
-                directory.display()
-            )),
         ),
         Error::ForeignDomain { .. } => (Kind::Conflict, hint("choose another name")),
         Error::Running { .. } | Error::NotRunning { .. } => (Kind::Conflict, None),

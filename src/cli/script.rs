@@ -76,7 +76,7 @@ fn making(own: &OwnFile) -> String {
     }
 }
 
-fn quoted(path: &Path) -> String {
+pub(super) fn quoted(path: &Path) -> String {
     quote(&path.display().to_string())
 }
 

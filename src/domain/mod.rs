@@ -11,7 +11,7 @@ pub use words::{
 };
 
 use std::num::{NonZeroU16, NonZeroU32};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -276,6 +276,18 @@ impl TryFrom<&Architecture> for Machine {
 }
 
 impl Boot {
+    /// The files that the hypervisor loads for the machine: kernel, initramfs, UKI.
+    pub fn loaded(&self) -> impl Iterator<Item = &Path> {
+        let (first, second) = match self {
+            Self::Kernel {
+                kernel, initramfs, ..
+            } => (Some(kernel), initramfs.as_ref()),
+            Self::Uki { uki, .. } => (Some(uki), None),
+            Self::Disk(_) => (None, None),
+        };
+        first.into_iter().chain(second).map(PathBuf::as_path)
+    }
+
     /// The UEFI firmware that it starts with, if any.
     #[must_use]
     pub fn uefi(&self) -> Option<&Uefi> {

@@ -33,8 +33,8 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// Its name in records and JSON: a libvirt URI, or `qemu`.
     fn name(&self) -> String;
 
-    /// Who must own the files that a VM writes, if it is not whoever calls us.
-    async fn file_owner(&self) -> Result<Option<Owner>, HypervisorError>;
+    /// Tells who QEMU runs as, and how a VM's files become that user's.
+    async fn runs_as(&self) -> Result<RunsAs, HypervisorError>;
 
     /// Makes the VM known. The same spec again changes nothing.
     async fn define(&self, spec: &DomainSpec) -> Result<(), HypervisorError>;
@@ -88,6 +88,19 @@ pub struct Owner {
     pub gid: u32,
 }
 
+/// Who QEMU runs as, and how a VM's files become that user's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RunsAs {
+    /// Whoever calls us: the VM's files are the caller's and stay it.
+    Caller,
+    /// Another user, to whom we give the VM's own files. Nobody else changes owners.
+    Given(Owner),
+    /// Another user, whom libvirt makes the owner of a VM's files while it runs, of all but those
+    /// that it is told to leave alone; which it can not be told of a kernel. None if libvirt does
+    /// not tell the user.
+    Lent(Option<Owner>),
+}
+
 /// What a VM does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DomainState {
@@ -117,6 +130,27 @@ pub enum Stop {
     Graceful(Duration),
     /// Pull its plug.
     Force,
+}
+
+impl RunsAs {
+    /// Who must own the files that a VM writes, if it is not whoever calls us.
+    #[must_use]
+    pub fn file_owner(self) -> Option<Owner> {
+        match self {
+            Self::Given(owner) => Some(owner),
+            Self::Caller | Self::Lent(_) => None,
+        }
+    }
+
+    /// The user, if it is another one and is known.
+    #[must_use]
+    pub fn other_user(self) -> Option<Owner> {
+        match self {
+            Self::Given(owner) => Some(owner),
+            Self::Caller => None,
+            Self::Lent(owner) => owner,
+        }
+    }
 }
 
 impl DomainState {
@@ -277,14 +311,6 @@ pub enum HypervisorError {
         domain: DomainName,
         /// What.
         what: &'static str,
-    },
-    /// The hypervisor's user can not reach the VM's files.
-    #[error("the hypervisor runs as user {uid}, who may not pass through {directory}")]
-    Unreachable {
-        /// The directory that is closed.
-        directory: PathBuf,
-        /// The user.
-        uid: u32,
     },
     /// A path that can not be written into an XML document or an option.
     #[error("path is not text that a hypervisor takes: {path}")]

@@ -8,6 +8,7 @@ pub mod define;
 pub mod doctor;
 mod fetch;
 pub mod planner;
+mod preflight;
 pub mod images;
 pub mod instances;
 pub mod prepare;
@@ -15,6 +16,7 @@ pub mod progress;
 pub mod prune;
 pub mod pull;
 pub mod push;
+pub mod reach;
 pub mod resolve;
 pub mod run;
 mod space;
@@ -108,6 +110,9 @@ pub enum OpsError {
     /// The hypervisor failed.
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
+    /// QEMU's user can not open the VM's files.
+    #[error(transparent)]
+    Unreachable(#[from] reach::Unreachable),
     /// There is no firmware.
     #[error(transparent)]
     Firmware(#[from] FirmwareError),

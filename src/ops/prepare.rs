@@ -10,13 +10,14 @@ use crate::domain::{
 use crate::files::{FileError, Wait};
 use crate::firmware::FirmwareChoice;
 use crate::host::AcceleratorChoice;
-use crate::hypervisor::{Hypervisor, Owner, qemu};
+use crate::hypervisor::{Hypervisor, Owner, RunsAs, qemu};
 use crate::image::Selected;
 use crate::instance::{Draft, InstanceError, Instances, NameLock, Reach, Record};
 use crate::oci::{Descriptor, Digest};
 use crate::ops::accelerator::{self, AcceleratorWish};
 use crate::ops::instances::{self, IfRunning};
 use crate::ops::planner::Planner;
+use crate::ops::preflight;
 use crate::ops::pull::{self, Extent};
 use crate::ops::resolve::{ImageRequest, Resolved, resolve};
 use crate::ops::{Context, OpsError, Progress, blocking};
@@ -94,6 +95,9 @@ pub async fn prepare(
     if_different: IfDifferent,
 ) -> Result<Prepared, OpsError> {
     let (instances, name) = (context.instances.clone(), request.name.clone());
+    // Asked before anything is fetched for it.
+    let runs_as = runs_as(hypervisor).await?;
+    preflight::store(context, runs_as)?;
     let lock = blocking(move || {
         instances.clear()?;
         instances.lock(&name, Wait::ForEver)
@@ -146,12 +150,8 @@ pub async fn prepare(
         context.instances.update(&record)?;
     }
     if is_new {
-        let owner = match hypervisor {
-            Some(hypervisor) => hypervisor.file_owner().await?,
-            None => None,
-        };
         let digests = pinned(&pulled.top.digest, &pulled.selected, &plan);
-        make(context, &record, &own, owner, digests)?;
+        make(context, &record, &own, runs_as.file_owner(), digests)?;
     }
     Ok(Prepared {
         record,
@@ -179,6 +179,14 @@ pub async fn describe(
     );
     let (spec, own) = specify(context, request, (&plan, &inspected), planner, machine)?;
     Ok((plan, spec, own))
+}
+
+/// Who QEMU runs as; whoever prepares a VM for a hypervisor of his own runs it himself.
+async fn runs_as(hypervisor: Option<&dyn Hypervisor>) -> Result<RunsAs, OpsError> {
+    match hypervisor {
+        Some(hypervisor) => Ok(hypervisor.runs_as().await?),
+        None => Ok(RunsAs::Caller),
+    }
 }
 
 /// Chooses the accelerator, and tells.

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use std::thread;
 use std::time::Instant;
 
@@ -224,6 +226,58 @@ fn a_domain_of_which_nobody_knows_any_more_keeps_what_it_opens() {
     virsh(&["undefine", "--nvram", &vm.name]).unwrap();
     bench.does(&["image", "prune"]);
     assert_eq!(bench.blobs(), []);
+}
+
+#[test]
+fn what_qemus_user_can_not_open_is_told_with_the_command_that_opens_it() {
+    let vm = Defined::new("closed");
+    let bench = &vm.bench;
+    let refused = |options: &[&str], closed: &str, command: &str| {
+        let refused = vm.define(options).ends().with_code(69);
+        let (kind, message) = refused.error();
+        assert_eq!(kind, "host", "{refused}");
+        assert!(
+            message.ends_with(&format!(", who may not {closed}")),
+            "{message}"
+        );
+        let hint = refused.json()["error"]["hint"].take();
+        let expected = format!("open it with `{command}`, or pass --store");
+        assert_eq!(hint, expected);
+        assert_eq!(virsh(&["domuuid", &vm.name]), None);
+        let mended = Command::new("sh").args(["-c", command]).status();
+        assert!(mended.unwrap().success());
+    };
+    let mode = |path: &Path, mode| {
+        fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+    };
+
+    mode(bench.root(), 0o700);
+    let root = bench.root().display();
+    let command = format!("chmod o+x {root}");
+    refused(&[], &format!("pass through {root}"), &command);
+    assert!(
+        !bench.store().exists(),
+        "it is told before anything is fetched"
+    );
+
+    // Behind a link, and of a name that a shell would take for two.
+    let hidden = bench.root().join("it's hidden");
+    fs::create_dir(&hidden).unwrap();
+    let code = hidden.join("code.fd");
+    fs::copy("/usr/share/OVMF/OVMF_CODE_4M.fd", &code).unwrap();
+    symlink(&code, bench.root().join("code.fd")).unwrap();
+    mode(&hidden, 0o700);
+    mode(&code, 0o640);
+    let link = bench.root().join("code.fd").display().to_string();
+    let quoted = |path: &Path| format!("'{}'", path.display().to_string().replace('\'', r"'\''"));
+    refused(
+        &["--boot", "disk", "--firmware", &link],
+        &format!("pass through {}, nor read {link}", hidden.display()),
+        &format!("chmod o+r {link} && chmod o+x {}", quoted(&hidden)),
+    );
+    bench.is_clean();
+    vm.defines(&["--boot", "disk", "--firmware", &link]);
+    vm.is_removed(&[]);
 }
 
 #[test]

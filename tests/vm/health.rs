@@ -27,7 +27,7 @@ enum Outcome {
 
 /// A VM of firmware and a disk under KVM.
 async fn under_kvm(hypervisor: &dyn Hypervisor, name: &str) -> Vm {
-    let owner = hypervisor.file_owner().await.unwrap();
+    let owner = hypervisor.runs_as().await.unwrap().file_owner();
     let name = format!("ironboot-test-{name}-{}", std::process::id());
     let mut vm = Vm::of_guest(&name, "poweroff", owner);
     let template = "/usr/share/OVMF/OVMF_VARS_4M.fd";

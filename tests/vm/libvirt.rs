@@ -30,7 +30,7 @@ impl Fixture {
     /// `name` is a test's own, as all share the daemon.
     async fn new(name: &str, end: &str) -> Self {
         let libvirt = Libvirt::open(uri()).unwrap();
-        let owner = libvirt.file_owner().await.unwrap();
+        let owner = libvirt.runs_as().await.unwrap().file_owner();
         assert_eq!(owner.is_some(), uri() == "qemu:///system");
         // The daemon is shared with other runs of these tests as well.
         let name = format!("ironboot-test-{name}-{}", std::process::id());
@@ -192,7 +192,7 @@ async fn firmware_boots_the_first_disk_and_its_variables_outlive_the_domain() {
     let template = Path::new("/usr/share/OVMF/OVMF_VARS_4M.fd");
     let vars = fixture.spec().directory.join("vars.fd");
     fs::copy(template, &vars).expect("OVMF is installed");
-    if let Some(owner) = fixture.libvirt.file_owner().await.unwrap() {
+    if let Some(owner) = fixture.libvirt.runs_as().await.unwrap().file_owner() {
         chown(&vars, Some(owner.uid), Some(owner.gid)).unwrap();
     }
     fixture.vm.spec.boot = Boot::Disk(Firmware::Uefi(Uefi {

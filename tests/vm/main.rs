@@ -15,6 +15,7 @@
 //! | `health`    | VMs that were started and do not run                                    |
 //! | `define`    | libvirt through the program                                             |
 //! | `libvirt`   | libvirt through the trait                                               |
+//! | `reach`     | that QEMU's user can open what it is foretold to                        |
 //! | `native`    | that both hypervisors are told the same                                 |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
@@ -34,5 +35,6 @@ mod health;
 mod define;
 #[cfg(feature = "libvirt")]
 mod libvirt;
+mod reach;
 #[cfg(feature = "libvirt")]
 mod native;

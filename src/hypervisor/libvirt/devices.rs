@@ -2,21 +2,10 @@
 
 use crate::domain::{Backing, Disk, DiskBus, DomainSpec, Nic};
 use crate::hypervisor::libvirt::element::{Element, path_text};
-use crate::hypervisor::{HypervisorError, Owner, mac_address};
-
-/// What libvirt does to the owners of a VM's files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Labels {
-    /// Nothing: QEMU runs as this user, who can open all of them already.
-    Static(Owner),
-    /// It gives them to QEMU's user while the VM runs, except those that are shared.
-    Dynamic,
-    /// Nothing: QEMU runs as whoever calls.
-    None,
-}
+use crate::hypervisor::{HypervisorError, RunsAs, mac_address};
 
 /// Returns the VM's disks, network card and serial port, and a source of randomness.
-pub(super) fn devices(spec: &DomainSpec, labels: Labels) -> Result<Element, HypervisorError> {
+pub(super) fn devices(spec: &DomainSpec, runs_as: RunsAs) -> Result<Element, HypervisorError> {
     let unsupported = |what| Err(HypervisorError::unsupported("libvirt", spec, what));
     let mut disks = Vec::new();
     for (index, disk) in spec.disks.iter().enumerate() {
@@ -31,7 +20,7 @@ pub(super) fn devices(spec: &DomainSpec, labels: Labels) -> Result<Element, Hype
         let target = Element::new("target")
             .with("dev", disk_name(prefix, position))
             .with("bus", bus);
-        disks.push(self::disk(disk, device, target, labels)?);
+        disks.push(self::disk(disk, device, target, runs_as)?);
     }
     let has_cd = spec.disks.iter().any(|disk| disk.bus == DiskBus::Cdrom);
     // The one that libvirt would add is another.
@@ -65,7 +54,7 @@ fn disk(
     disk: &Disk,
     device: &'static str,
     target: Element,
-    labels: Labels,
+    runs_as: RunsAs,
 ) -> Result<Element, HypervisorError> {
     let Disk {
         file,
@@ -80,7 +69,7 @@ fn disk(
     } = disk;
     let file_source = Element::new("source").with("file", path_text(file)?);
     let file_source = if *read_only {
-        file_source.holding(shared_label(labels))
+        file_source.holding(shared_label(runs_as))
     } else {
         file_source
     };
@@ -93,7 +82,7 @@ fn disk(
                 Element::new("format").with("type", format.as_str()),
                 Element::new("source")
                     .with("file", path_text(file)?)
-                    .holding(shared_label(labels)),
+                    .holding(shared_label(runs_as)),
                 end,
             ])
         }
@@ -172,14 +161,14 @@ fn serial_console(log: &str) -> [Element; 2] {
 /// Keeps a file's owner as it is where libvirt changes owners: it gives back kernels and writable
 /// disks when a VM stops, but never read-only disks and backing files. Where it changes none it
 /// refuses to be told so again.
-fn shared_label(labels: Labels) -> Option<Element> {
-    match labels {
-        Labels::Dynamic => Some(
+fn shared_label(runs_as: RunsAs) -> Option<Element> {
+    match runs_as {
+        RunsAs::Lent(_) => Some(
             Element::new("seclabel")
                 .with("model", "dac")
                 .with("relabel", "no"),
         ),
-        Labels::Static(_) | Labels::None => None,
+        RunsAs::Given(_) | RunsAs::Caller => None,
     }
 }
 

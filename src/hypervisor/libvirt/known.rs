@@ -95,7 +95,7 @@ fn read(document: &str, known: &mut Known) -> Result<(), quick_xml::Error> {
 mod tests {
     use super::*;
     use crate::domain::Machine;
-    use crate::hypervisor::libvirt::devices::Labels;
+    use crate::hypervisor::RunsAs;
     use crate::hypervisor::libvirt::xml::render;
     use crate::hypervisor::samples::direct;
 
@@ -103,7 +103,7 @@ mod tests {
     fn all_that_a_domain_of_ours_opens_and_was_made_from_is_found() {
         let mut spec = direct(Machine::Amd64);
         spec.disks[0].backing.as_mut().unwrap().file = "/st&re/'a'/blobs/sha256/x".into();
-        let document = render(&spec, Labels::None).unwrap();
+        let document = render(&spec, RunsAs::Caller).unwrap();
         let mut known = Known::default();
         read(&document, &mut known).unwrap();
         let provenance = &spec.provenance;

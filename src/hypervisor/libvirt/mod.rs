@@ -7,7 +7,7 @@
 mod capabilities;
 mod connection;
 mod console;
-pub mod devices;
+mod devices;
 mod element;
 mod known;
 mod os;
@@ -33,9 +33,8 @@ use virt::error::Error as VirtError;
 
 use crate::domain::DomainSpec;
 use crate::hypervisor::libvirt::connection::{Attempt, Connection, Uri};
-use crate::hypervisor::libvirt::devices::Labels;
 use crate::hypervisor::{
-    ConsoleInput, DomainState, Hypervisor, HypervisorError, Known, Owner, Stop, Trouble,
+    ConsoleInput, DomainState, Hypervisor, HypervisorError, Known, RunsAs, Stop, Trouble,
 };
 use crate::oci::Printable;
 
@@ -62,7 +61,7 @@ impl Libvirt {
 
     /// The XML document that [`Hypervisor::define`] would define.
     pub async fn xml(&self, spec: &DomainSpec) -> Result<String, HypervisorError> {
-        xml::render(spec, self.labels().await?)
+        xml::render(spec, self.runs_as().await?)
     }
 
     /// Runs `work` with a connection, on a thread of its own that has ended when this returns.
@@ -117,15 +116,6 @@ impl Libvirt {
         })
         .await
     }
-
-    async fn labels(&self) -> Result<Labels, HypervisorError> {
-        Ok(match (self.file_owner().await?, self.uri) {
-            (Some(owner), _) => Labels::Static(owner),
-            // The VM's files are the caller's, who can not give them away; libvirt can.
-            (None, Uri::System) => Labels::Dynamic,
-            (None, Uri::Session) => Labels::None,
-        })
-    }
 }
 
 #[async_trait]
@@ -134,17 +124,23 @@ impl Hypervisor for Libvirt {
         self.uri.as_str().to_owned()
     }
 
-    async fn file_owner(&self) -> Result<Option<Owner>, HypervisorError> {
-        // Nobody else can give files away. Root's session is the system's daemon.
-        if !rustix::process::geteuid().is_root() {
-            return Ok(None);
+    async fn runs_as(&self) -> Result<RunsAs, HypervisorError> {
+        let is_root = rustix::process::geteuid().is_root();
+        // Root's session is the system's daemon.
+        if self.uri == Uri::Session && !is_root {
+            return Ok(RunsAs::Caller);
         }
-        self.connected(|connection| {
+        let capabilities = |connection: Connection| {
             let capabilities = connection.handle.capabilities();
-            let capabilities = capabilities.map_err(|error| connection.lost(&error))?;
-            Ok(capabilities::qemu_user(&capabilities))
+            capabilities.map_err(|error| connection.lost(&error))
+        };
+        let capabilities = self.connected(capabilities).await?;
+        Ok(match (capabilities::qemu_user(&capabilities), self.uri) {
+            (Some(owner), _) if is_root => RunsAs::Given(owner),
+            // Nobody but root can give files away; libvirt can.
+            (owner, Uri::System) => RunsAs::Lent(owner),
+            (_, Uri::Session) => RunsAs::Caller,
         })
-        .await
     }
 
     async fn define(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {

@@ -3,12 +3,11 @@
 use std::path::Path;
 
 use crate::domain::{Boot, DiskFormat, DomainSpec, Firmware, Machine, OemString, Uefi, UefiImage};
-use crate::hypervisor::HypervisorError;
-use crate::hypervisor::libvirt::devices::Labels;
 use crate::hypervisor::libvirt::element::{Element, path_text};
+use crate::hypervisor::{HypervisorError, RunsAs};
 
 /// Returns the VM's `<os>`.
-pub(super) fn os(spec: &DomainSpec, labels: Labels) -> Result<Element, HypervisorError> {
+pub(super) fn os(spec: &DomainSpec, runs_as: RunsAs) -> Result<Element, HypervisorError> {
     let unsupported = |what| Err(HypervisorError::unsupported("libvirt", spec, what));
     let board = match spec.machine {
         Machine::Amd64 => "q35",
@@ -18,7 +17,9 @@ pub(super) fn os(spec: &DomainSpec, labels: Labels) -> Result<Element, Hyperviso
         .with("arch", spec.machine.isa())
         .with("machine", board)]);
     if let Some(firmware) = spec.boot.uefi() {
-        if matches!(firmware.image, UefiImage::Combined { .. }) && labels == Labels::Dynamic {
+        if matches!(firmware.image, UefiImage::Combined { .. })
+            && matches!(runs_as, RunsAs::Lent(_))
+        {
             // libvirt gives its user the variable store that it is told of, and no code.
             return unsupported("firmware that is one writable file, unless root asks");
         }

@@ -5,10 +5,10 @@
 //! Format: <https://libvirt.org/formatdomain.html>.
 
 use crate::domain::{Accelerator, Boot, DomainSpec, FwCfg, Machine, Provenance, UefiImage};
-use crate::hypervisor::libvirt::devices::{Labels, devices};
+use crate::hypervisor::libvirt::devices::devices;
 use crate::hypervisor::libvirt::element::{Element, path_text};
 use crate::hypervisor::libvirt::os::{oem_strings, os};
-use crate::hypervisor::{HypervisorError, Owner, without_network_boot};
+use crate::hypervisor::{HypervisorError, Owner, RunsAs, without_network_boot};
 
 /// Namespace of what ironboot notes in a domain's metadata.
 pub(super) const METADATA_NAMESPACE: &str = "https://ironcore.dev/ironboot/domain/1";
@@ -17,11 +17,11 @@ pub(super) const METADATA_NAMESPACE: &str = "https://ironcore.dev/ironboot/domai
 ///
 /// Errors if a path is relative or has a character that does not arrive at QEMU, if a text has one
 /// that XML does not have, and if the spec asks for what libvirt has not.
-pub fn render(spec: &DomainSpec, labels: Labels) -> Result<String, HypervisorError> {
-    domain(spec, labels)?.to_document()
+pub fn render(spec: &DomainSpec, runs_as: RunsAs) -> Result<String, HypervisorError> {
+    domain(spec, runs_as)?.to_document()
 }
 
-fn domain(spec: &DomainSpec, labels: Labels) -> Result<Element, HypervisorError> {
+fn domain(spec: &DomainSpec, runs_as: RunsAs) -> Result<Element, HypervisorError> {
     let DomainSpec {
         name,
         uuid,
@@ -56,7 +56,7 @@ fn domain(spec: &DomainSpec, labels: Labels) -> Result<Element, HypervisorError>
         .chain(oem_strings(strings))
         .chain(fw_cfg(spec)?)
         .chain([
-            os(spec, labels)?,
+            os(spec, runs_as)?,
             features(*machine, *accelerator, boot),
             cpu(*machine, *accelerator),
             Element::new("clock").with("offset", "utc"),
@@ -65,8 +65,8 @@ fn domain(spec: &DomainSpec, labels: Labels) -> Result<Element, HypervisorError>
             Element::of_text("on_crash", "destroy"),
         ])
         .chain(sleep(*machine, boot))
-        .chain([devices(spec, labels)?])
-        .chain(domain_label(labels)),
+        .chain([devices(spec, runs_as)?])
+        .chain(domain_label(runs_as)),
     ))
 }
 
@@ -170,16 +170,16 @@ fn cpu(machine: Machine, accelerator: Accelerator) -> Element {
     }
 }
 
-fn domain_label(labels: Labels) -> Option<Element> {
-    match labels {
-        Labels::Static(Owner { uid, gid }) => Some(
+fn domain_label(runs_as: RunsAs) -> Option<Element> {
+    match runs_as {
+        RunsAs::Given(Owner { uid, gid }) => Some(
             Element::new("seclabel")
                 .with("type", "static")
                 .with("model", "dac")
                 .with("relabel", "no")
                 .holding([Element::of_text("label", format!("+{uid}:+{gid}"))]),
         ),
-        Labels::Dynamic | Labels::None => None,
+        RunsAs::Lent(_) | RunsAs::Caller => None,
     }
 }
 
@@ -194,15 +194,15 @@ mod tests {
     use crate::hypervisor::libvirt::element::tests::{read, written};
     use crate::hypervisor::samples::{self, direct};
 
-    const QEMU: Labels = Labels::Static(Owner {
+    const QEMU: RunsAs = RunsAs::Given(Owner {
         uid: 64055,
         gid: 64055,
     });
 
     #[test]
     fn documents_are_as_in_the_fixtures() {
-        for (name, spec, labels) in cases() {
-            let document = render(&spec, labels).unwrap();
+        for (name, spec, runs_as) in cases() {
+            let document = render(&spec, runs_as).unwrap();
             let fixture = fixture(name);
             if std::env::var_os("IRONBOOT_BLESS").is_some() {
                 fs::write(&fixture, &document).unwrap();
@@ -217,8 +217,8 @@ mod tests {
 
     #[test]
     fn documents_read_back_as_what_was_written() {
-        for (name, spec, labels) in cases() {
-            let element = domain(&spec, labels).unwrap();
+        for (name, spec, runs_as) in cases() {
+            let element = domain(&spec, runs_as).unwrap();
             let document = element.to_document().unwrap();
             assert_eq!(read(&document), written(&element), "{name}");
         }
@@ -241,8 +241,8 @@ mod tests {
 
     #[test]
     fn no_disk_is_without_format_and_end_of_chain_and_none_shared_is_given_away() {
-        for (name, spec, labels) in cases() {
-            let document = render(&spec, labels).unwrap();
+        for (name, spec, runs_as) in cases() {
+            let document = render(&spec, runs_as).unwrap();
             let count = |text: &str| document.matches(text).count();
             let backed = spec.disks.iter().filter(|disk| disk.backing.is_some());
             let backed = backed.count();
@@ -250,9 +250,9 @@ mod tests {
             assert_eq!(count("<driver name=\"qemu\" type=\""), spec.disks.len());
             assert_eq!(count("<format type=\""), backed);
             assert_eq!(count("<backingStore/>"), spec.disks.len(), "{name}");
-            let shared = match labels {
-                Labels::Dynamic => backed + read_only,
-                Labels::Static(_) | Labels::None => 0,
+            let shared = match runs_as {
+                RunsAs::Lent(_) => backed + read_only,
+                RunsAs::Given(_) | RunsAs::Caller => 0,
             };
             assert_eq!(count("<seclabel model=\"dac\" relabel=\"no\"/>"), shared);
         }
@@ -296,10 +296,10 @@ mod tests {
 
     #[test]
     fn what_libvirt_has_not_is_refused() {
-        let check = |name: &str, change: fn(&mut DomainSpec), labels, expected: &str| {
+        let check = |name: &str, change: fn(&mut DomainSpec), runs_as, expected: &str| {
             let mut spec = sample(name);
             change(&mut spec);
-            let error = render(&spec, labels).unwrap_err().to_string();
+            let error = render(&spec, runs_as).unwrap_err().to_string();
             assert_eq!(error, format!("libvirt can not give web {expected}"));
         };
         check("nvme", |_| {}, QEMU, "an NVMe disk");
@@ -312,7 +312,7 @@ mod tests {
         check(
             "combined-amd64",
             |_| {},
-            Labels::Dynamic,
+            RunsAs::Lent(None),
             "firmware that is one writable file, unless root asks",
         );
         check(
@@ -364,18 +364,18 @@ mod tests {
         samples.find(|sample| sample.0 == name).unwrap().1
     }
 
-    /// Every sample, under the labels of one or the other hypervisor.
-    fn cases() -> Vec<(&'static str, DomainSpec, Labels)> {
-        let labels = |name: &str| match name {
-            "cdrom" | "direct-arm64" | "disk-arm64" => Labels::Dynamic,
-            "direct-amd64-without-disk" | "direct-arm64-kvm" => Labels::None,
+    /// Every sample, under one or the other hypervisor.
+    fn cases() -> Vec<(&'static str, DomainSpec, RunsAs)> {
+        let runs_as = |name: &str| match name {
+            "cdrom" | "direct-arm64" | "disk-arm64" => RunsAs::Lent(None),
+            "direct-amd64-without-disk" | "direct-arm64-kvm" => RunsAs::Caller,
             _ => QEMU,
         };
         samples::all()
             .into_iter()
             // The one that libvirt has not.
             .filter(|(name, _)| *name != "nvme")
-            .map(|(name, spec)| (name, spec, labels(name)))
+            .map(|(name, spec)| (name, spec, runs_as(name)))
             .collect()
     }
 }

@@ -40,7 +40,7 @@ use crate::domain::{DomainName, DomainSpec};
 use crate::files::{self, Lock, Wait};
 use crate::hypervisor::qemu::args::MonitorSocket;
 use crate::hypervisor::{
-    ConsoleInput, DomainState, Hypervisor, HypervisorError, Known, Owner, Stop, Trouble,
+    ConsoleInput, DomainState, Hypervisor, HypervisorError, Known, RunsAs, Stop, Trouble,
 };
 
 pub use guard::Guard;
@@ -68,8 +68,8 @@ impl Hypervisor for Qemu {
         NAME.to_owned()
     }
 
-    async fn file_owner(&self) -> Result<Option<Owner>, HypervisorError> {
-        Ok(None)
+    async fn runs_as(&self) -> Result<RunsAs, HypervisorError> {
+        Ok(RunsAs::Caller)
     }
 
     /// Its VMs are those of the instances' records.
