@@ -1,5 +1,7 @@
-//! The verb `doctor`: what this host has for each machine, judged, with a hint for what can be
-//! mended. The exit status is 0 whatever is found; programs read the levels.
+//! The verb `doctor`: what this host has for each machine, and its libvirt, judged, with a hint for
+//! what can be mended. The exit status is 0 whatever is found; programs read the levels.
+
+mod libvirt;
 
 use std::error::Error;
 use std::path::{Path, PathBuf};
@@ -7,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::cli::Ended;
+use crate::cli::doctor::libvirt::Libvirt;
 use crate::cli::report::Report;
 use crate::domain::{Accelerator, Machine};
 use crate::firmware::{FirmwareChoice, FirmwareError, Unfit};
@@ -61,15 +64,23 @@ pub(super) async fn execute(context: &Context<'_>) -> Ended {
         .iter()
         .map(|facts| Findings::of(facts, &context.firmware_directories))
         .collect();
-    let texts: Vec<String> = findings.iter().map(Findings::text).collect();
+    let libvirts = doctor::libvirts(context).await;
+    let libvirts: Vec<Libvirt<'_>> = libvirts
+        .iter()
+        .map(|facts| Libvirt::of(facts, context.store.root()))
+        .collect();
+    let texts = findings.iter().map(Findings::text);
+    let texts: Vec<String> = texts.chain(libvirts.iter().map(Libvirt::text)).collect();
     let objects: Vec<Value> = findings.iter().map(Findings::json).collect();
-    let worst = findings.iter().map(Findings::worst).max();
+    let worst = findings.iter().map(Findings::worst);
+    let worst = worst.chain(libvirts.iter().map(Libvirt::worst)).max();
     Ended::with(
         texts.join("\n"),
         json!({
             "level": worst.unwrap_or(Level::Ok).as_str(),
             "host": context.host.architecture.as_str(),
             "machines": objects,
+            "libvirt": libvirts.iter().map(Libvirt::json).collect::<Vec<_>>(),
         }),
     )
 }
@@ -149,14 +160,8 @@ impl<'a> Findings<'a> {
             ""
         };
         let mut text = format!("{}{own}\n", machine.isa());
-        let hint = |hint: &Option<String>| {
-            let line = |hint: &String| format!("        hint: {hint}\n");
-            hint.as_ref().map(line).unwrap_or_default()
-        };
         for (name, finding) in self.named() {
-            let level = finding.level.as_str();
-            text += &format!("  {level:<4}  {name:<11}  {}\n", finding.message);
-            text += &hint(&finding.hint);
+            text += &finding.text(name);
         }
         text += "  firmware descriptors, in their order:\n";
         if self.descriptors.is_empty() {
@@ -168,7 +173,7 @@ impl<'a> Findings<'a> {
             for line in descriptor.lines() {
                 text += &format!("        {line}\n");
             }
-            text += &hint(&descriptor.hint);
+            text += &hint_line(&descriptor.hint);
         }
         text
     }
@@ -204,7 +209,19 @@ impl<'a> Findings<'a> {
     }
 }
 
+/// The line of a hint, if there is one.
+fn hint_line(hint: &Option<String>) -> String {
+    let line = |hint: &String| format!("        hint: {hint}\n");
+    hint.as_ref().map(line).unwrap_or_default()
+}
+
 impl Finding {
+    fn text(&self, name: &str) -> String {
+        let level = self.level.as_str();
+        let message = &self.message;
+        format!("  {level:<4}  {name:<11}  {message}\n") + &hint_line(&self.hint)
+    }
+
     fn json(&self) -> Value {
         json!({
             "level": self.level.as_str(),

@@ -382,7 +382,7 @@ fn file(error: &FileError, kind: Kind) -> (Kind, Option<String>) {
 }
 
 /// The command that opens to QEMU's user what is closed to it.
-fn mend(unreachable: &Unreachable) -> String {
+pub(super) fn mend(unreachable: &Unreachable) -> String {
     let Unreachable { uid, closed } = unreachable;
     let mut commands: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for Closed { lacks, by, path } in closed {

@@ -1,5 +1,8 @@
-//! What this host has for each machine: QEMU, an accelerator, firmware. Judges nothing.
+//! What this host has for each machine: QEMU, an accelerator, firmware; and its libvirt. Judges
+//! nothing.
 
+use std::io;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use crate::domain::Machine;
@@ -7,8 +10,12 @@ use crate::firmware::{self, Considered, FirmwareChoice, FirmwareError, Survey, U
 use crate::host::AcceleratorChoice;
 use crate::hypervisor::qemu::args::program;
 use crate::hypervisor::qemu::version::{VersionError, version};
-use crate::ops::Context;
+use crate::hypervisor::{HypervisorError, RunsAs};
 use crate::ops::accelerator::{self, AcceleratorWish};
+use crate::ops::{Context, OpsError, preflight};
+
+/// Where libvirt's logger listens, which writes down what guests print.
+const LOGGER: &str = "/run/libvirt/virtlogd-sock";
 
 /// How long QEMU may take to tell its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -50,6 +57,77 @@ pub struct DescriptorFacts {
     pub plain: String,
     /// That it is chosen where signed programs only are started, or why not.
     pub secure: String,
+}
+
+/// What one libvirt of this host has for the caller's VMs.
+#[derive(Debug)]
+pub struct LibvirtFacts {
+    /// Its URI.
+    pub uri: &'static str,
+    /// Its version; the reason if it can not be reached, and then nothing else is known.
+    pub version: Result<String, HypervisorError>,
+    /// Who QEMU runs as.
+    pub runs_as: Option<RunsAs>,
+    /// Whether that user can pass through to the store.
+    pub store: Option<Result<(), OpsError>>,
+    /// Whether its logger answers; not asked where libvirt itself starts it.
+    pub logger: Option<Result<(), io::Error>>,
+}
+
+/// Looks at the libvirts of this host: for root there is one.
+pub async fn libvirts(context: &Context<'_>) -> Vec<LibvirtFacts> {
+    let mut facts = vec![libvirt(context, "qemu:///system").await];
+    if !rustix::process::geteuid().is_root() {
+        facts.push(libvirt(context, "qemu:///session").await);
+    }
+    facts
+}
+
+async fn libvirt(context: &Context<'_>, uri: &'static str) -> LibvirtFacts {
+    let mut facts = LibvirtFacts {
+        uri,
+        version: libvirt_version(uri).await,
+        runs_as: None,
+        store: None,
+        logger: None,
+    };
+    if facts.version.is_err() {
+        return facts;
+    }
+    match runs_as(context, uri).await {
+        Ok(runs_as) => {
+            facts.runs_as = Some(runs_as);
+            facts.store = Some(preflight::store(context, runs_as));
+        }
+        // It has gone since.
+        Err(error) => facts.version = Err(error),
+    }
+    if uri == "qemu:///system" {
+        facts.logger = Some(match UnixStream::connect(LOGGER) {
+            // It is there, and libvirt may speak to it.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            result => result.map(drop),
+        });
+    }
+    facts
+}
+
+async fn runs_as(context: &Context<'_>, uri: &str) -> Result<RunsAs, HypervisorError> {
+    (context.open_hypervisor)(uri)?.runs_as().await
+}
+
+#[cfg(feature = "libvirt")]
+async fn libvirt_version(uri: &str) -> Result<String, HypervisorError> {
+    crate::hypervisor::libvirt::Libvirt::open(uri)?
+        .version()
+        .await
+}
+
+#[cfg(not(feature = "libvirt"))]
+async fn libvirt_version(uri: &str) -> Result<String, HypervisorError> {
+    Err(HypervisorError::NoLibvirt {
+        uri: uri.to_owned(),
+    })
 }
 
 /// Looks at what this host has.

@@ -1,13 +1,14 @@
 //! `doctor`: what the host has for each machine, and what it lacks.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 
 use ironboot::domain::{Accelerator, Machine};
 use ironboot::host::Host;
 use serde_json::{Value, json};
 
-use crate::sandbox::{Output, Sandbox, check, mask_firmware};
+use crate::sandbox::{Output, Sandbox, check, has_libvirt, mask_firmware};
 
 const MACHINES: [Machine; 2] = [Machine::Amd64, Machine::Arm64];
 const SLOW: &str =
@@ -85,11 +86,12 @@ fn a_host_that_has_all_is_told_with_every_descriptor() {
     let masked = masked(&sandbox);
 
     let output = doctor(&sandbox, "doctor");
+    let (machines, _) = output.stdout.split_once("\nlibvirt at ").unwrap();
     let [(amd64, amd64_accelerator), (arm64, arm64_accelerator)] = MACHINES.map(head);
     let code = "$TMP/firmware/code.fd";
     let directory = "$TMP/config/qemu/firmware";
     assert_eq!(
-        output.text(),
+        machines,
         format!(
             "\
 {amd64}
@@ -133,7 +135,6 @@ fn a_host_that_has_all_is_told_with_every_descriptor() {
 
     let object = doctor(&sandbox, "doctor --json").json();
     assert_eq!(object["schema_version"], 1);
-    assert_eq!(object["level"], "warn");
     let machine = &object["machines"][0];
     assert_eq!(
         machine["qemu"],
@@ -200,8 +201,10 @@ fn a_host_that_lacks_all_is_told_what_to_install_and_that_is_no_error() {
     let missing = |machine| if is_native(machine) { "fail" } else { "warn" };
     let [(amd64, amd64_accelerator), (arm64, arm64_accelerator)] = MACHINES.map(head);
     let [on_amd64, on_arm64] = MACHINES.map(missing);
+    let output = doctor(&sandbox, "doctor");
+    let (machines, _) = output.stdout.split_once("\nlibvirt at ").unwrap();
     check(
-        &doctor(&sandbox, "doctor").text(),
+        machines,
         &format!(
             "\
 {amd64}
@@ -235,4 +238,40 @@ fn a_host_that_lacks_all_is_told_what_to_install_and_that_is_no_error() {
         assert_eq!(found["qemu"]["version"], Value::Null);
         assert_eq!(found["uefi"]["files"], Value::Null);
     }
+}
+
+#[test]
+fn a_libvirt_whose_qemu_can_not_reach_the_store_is_told_with_the_command_that_mends_it() {
+    let sandbox = Sandbox::new();
+    let private = fs::Permissions::from_mode(0o700);
+    fs::set_permissions(sandbox.path(""), private).unwrap();
+    let found = || sandbox.run("doctor --json").json()["libvirt"][0].take();
+    let libvirt = found();
+    assert_eq!(libvirt["uri"], "qemu:///system");
+    if !has_libvirt() {
+        // Whatever this machine has, what it has not is named.
+        let (level, hint) = (&libvirt["daemon"]["level"], &libvirt["daemon"]["hint"]);
+        assert_eq!(level == "ok", hint.is_null(), "{libvirt}");
+        return;
+    }
+    assert_eq!(libvirt["daemon"]["level"], "ok");
+    assert_eq!(libvirt["logger"]["level"], "ok");
+    assert!(libvirt["qemu_user"]["uid"].is_u64());
+    assert_eq!(libvirt["store"]["level"], "fail");
+    assert_eq!(libvirt["level"], "fail");
+    let closed = sandbox.path("").display().to_string();
+    let closed = closed.trim_end_matches('/');
+    let message = libvirt["store"]["message"].as_str().unwrap();
+    let expected = format!(", who may not pass through {closed}");
+    assert!(message.ends_with(&sandbox.shown(&expected)), "{message}");
+
+    let hint = libvirt["store"]["hint"].as_str().unwrap();
+    let command = hint.split('`').nth(1).unwrap().replace("$TMP", closed);
+    assert_eq!(command, format!("chmod o+x {closed}"));
+    let mended = Command::new("sh").args(["-c", &command]).status();
+    assert!(mended.unwrap().success());
+    let libvirt = found();
+    assert_eq!(libvirt["store"]["level"], "ok");
+    assert_eq!(libvirt["level"], "ok");
+    assert!(!sandbox.store().exists());
 }

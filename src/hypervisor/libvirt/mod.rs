@@ -64,6 +64,17 @@ impl Libvirt {
         xml::render(spec, self.runs_as().await?)
     }
 
+    /// The version of the daemon that answers.
+    pub async fn version(&self) -> Result<String, HypervisorError> {
+        let version = |connection: Connection| {
+            let version = connection.handle.lib_version();
+            version.map_err(|error| connection.lost(&error))
+        };
+        let version = self.connected(version).await?;
+        let (major, minor, release) = (version / 1_000_000, version / 1000 % 1000, version % 1000);
+        Ok(format!("{major}.{minor}.{release}"))
+    }
+
     /// Runs `work` with a connection, on a thread of its own that has ended when this returns.
     ///
     /// What libvirt's libraries keep for a thread is freed at the thread's end. On one of the
