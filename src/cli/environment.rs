@@ -98,7 +98,8 @@ pub(super) fn firmware_directories() -> Vec<PathBuf> {
 /// The libvirt that is meant where none is named.
 pub(super) fn libvirt_uri(connect: Option<&str>) -> String {
     match connect {
-        Some(uri) if !uri.is_empty() => uri.to_owned(),
+        // A variable without a value is none; an option without one is a mistake.
+        Some(uri) if !uri.is_empty() || !is_empty("LIBVIRT_DEFAULT_URI") => uri.to_owned(),
         _ if is_root() => "qemu:///system".to_owned(),
         _ => "qemu:///session".to_owned(),
     }
@@ -124,6 +125,10 @@ pub(super) fn now() -> u64 {
 /// Whether text may be coloured: only on a terminal, and not against the user's wish.
 pub(super) fn may_colour(is_terminal: bool) -> bool {
     is_terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn is_empty(variable: &str) -> bool {
+    env::var_os(variable).is_some_and(|value| value.is_empty())
 }
 
 fn is_root() -> bool {

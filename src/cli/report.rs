@@ -416,7 +416,13 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
             Kind::Host,
             hint("build with --features libvirt, or use `ironboot run`"),
         ),
-        Error::Uri { .. } => (Kind::Usage, None),
+        Error::Uri { .. } => (
+            Kind::Usage,
+            hint(
+                "pass --connect for one of them, or set LIBVIRT_DEFAULT_URI; for the VMs of another \
+                 host, run ironboot there",
+            ),
+        ),
         Error::Connect { .. } => (
             Kind::Unavailable,
             hint("start libvirtd, or use `ironboot run`, which needs no daemon"),

@@ -286,6 +286,8 @@ async fn dry_define(
     request: &InstanceRequest,
     uri: &str,
 ) -> Result<Ended, Report> {
+    // Refused before anything is asked for.
+    open_hypervisor(uri)?;
     let (_, spec, _) = prepare::describe(context, request).await?;
     let xml = domain_xml(uri, &spec).await?;
     let json = json!({"xml": xml, "staged": output::staged(&spec)});

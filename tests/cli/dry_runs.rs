@@ -2,6 +2,8 @@
 
 use std::process::Command;
 
+use serde_json::Value;
+
 use crate::image::{direct, disk, disk_only};
 use crate::instances::{line, run};
 use crate::sandbox::{Sandbox, check, has_libvirt};
@@ -286,16 +288,45 @@ fn a_libvirt_of_another_hypervisor_or_host_is_refused_before_anything_is_fetched
         r#"
         ------- stderr -------
         error: only qemu:///system and qemu:///session are supported, not: test:///default
+        hint: pass --connect for one of them, or set LIBVIRT_DEFAULT_URI; for the VMs of another host, run ironboot there
         [exit status: 2]
         "#,
     );
-    let define = "define --name vm --dry-run --json --connect qemu+ssh://host/system";
-    check(
-        &run(&sandbox, define, &image).text(),
-        r#"
-        {"error":{"causes":[],"hint":null,"kind":"usage","message":"only qemu:///system and qemu:///session are supported, not: qemu+ssh://host/system","retryable":false},"schema_version":1}
-        [exit status: 2]
-        "#,
-    );
+    // No image is asked for: there is none.
+    let image = format!("oci:{}", sandbox.path("none").display());
+    for uri in [
+        "qemu+ssh://host/system",
+        "qemu+tcp://host/system",
+        "qemu+ext:///system?command=/bin/sh",
+        "xen:///",
+        "test:///default",
+        "qemu:///system?socket=/tmp/x",
+        "qemu:///system#",
+        "QEMU:///system",
+        "",
+    ] {
+        let refused = |command: &mut Command| {
+            command.arg(&image);
+            let output = command.output().unwrap();
+            let text = String::from_utf8(output.stdout).unwrap();
+            let error = serde_json::from_str::<Value>(&text).unwrap()["error"].take();
+            assert_eq!(output.status.code(), Some(2), "{uri}: {error}");
+            assert_eq!(error["kind"], "usage");
+            let expected =
+                format!("only qemu:///system and qemu:///session are supported, not: {uri}");
+            assert_eq!(error["message"], expected);
+        };
+        for line in [
+            "define --name vm --json",
+            "define --name vm --json --dry-run",
+        ] {
+            let line = format!("{line} --connect {uri}");
+            refused(&mut sandbox.command(&line));
+            if !uri.is_empty() {
+                let line = line.replace(&format!(" --connect {uri}"), "");
+                refused(sandbox.command(&line).env("LIBVIRT_DEFAULT_URI", uri));
+            }
+        }
+    }
     assert!(!sandbox.store().exists());
 }
