@@ -5,6 +5,7 @@
 //!                          disk-0.qcow2   overlay of the image's disk
 //!                          vars.fd        copy of the firmware's variable store
 //!                          fw_cfg-<hash>  what the guest is given, 0600
+//!                          kernel, …      what libvirt may give away while the VM runs: copies
 //!                          console.log    what the guest printed since its last start
 //!                          console.in     what is typed (QEMU)
 //!                          qemu.log, qmp.sock, qemu.pid

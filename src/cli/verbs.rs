@@ -287,8 +287,8 @@ async fn dry_define(
     uri: &str,
 ) -> Result<Ended, Report> {
     // Refused before anything is asked for.
-    open_hypervisor(uri)?;
-    let (_, spec, _) = prepare::describe(context, request).await?;
+    let hypervisor = open_hypervisor(uri)?;
+    let (_, spec, _) = prepare::describe(context, request, Some(&*hypervisor)).await?;
     let xml = domain_xml(uri, &spec).await?;
     let json = json!({"xml": xml, "staged": output::staged(&spec)});
     Ok(Ended::with(xml, json))
@@ -309,7 +309,7 @@ async fn domain_xml(uri: &str, _spec: &DomainSpec) -> Result<String, Report> {
 }
 
 async fn dry_run_of(context: &Context<'_>, request: &InstanceRequest) -> Result<Ended, Report> {
-    let (plan, spec, own) = prepare::describe(context, request).await?;
+    let (plan, spec, own) = prepare::describe(context, request, None).await?;
     let command = qemu::args::command(&spec, MonitorSocket::Named)?;
     let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
     let missing: u64 = plan

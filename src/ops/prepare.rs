@@ -21,7 +21,7 @@ use crate::ops::preflight;
 use crate::ops::pull::{self, Extent};
 use crate::ops::resolve::{ImageRequest, Resolved, resolve};
 use crate::ops::{Context, OpsError, Progress, blocking};
-use crate::stage::{self, GuestFile, Inspected, OwnFile, Parts, StagedBoot};
+use crate::stage::{self, GuestFile, Inspected, Loaded, OwnFile, Parts, StagedBoot};
 
 /// The machine that is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -114,6 +114,7 @@ pub async fn prepare(
         (&plan, &inspected),
         &pulled.planner,
         (machine, choice.accelerator),
+        runs_as,
     )?;
     let accelerator_asked = matches!(request.machine.accelerator, AcceleratorWish::Only(_));
     let record = Record {
@@ -169,7 +170,9 @@ pub async fn prepare(
 pub async fn describe(
     context: &Context<'_>,
     request: &InstanceRequest,
+    hypervisor: Option<&dyn Hypervisor>,
 ) -> Result<(BootPlan, DomainSpec, Vec<OwnFile>), OpsError> {
+    let runs_as = runs_as(hypervisor).await?;
     let (machine, resolved) = resolve_for(context, request).await?;
     let planner = &resolved.planner;
     let (plan, inspected) = look(context, planner, request)?;
@@ -177,7 +180,8 @@ pub async fn describe(
         machine,
         accelerator(context, request, machine).await?.accelerator,
     );
-    let (spec, own) = specify(context, request, (&plan, &inspected), planner, machine)?;
+    let inspected = (&plan, &inspected);
+    let (spec, own) = specify(context, request, inspected, planner, machine, runs_as)?;
     Ok((plan, spec, own))
 }
 
@@ -248,6 +252,7 @@ fn specify(
     (plan, inspected): (&BootPlan, &Inspected),
     planner: &Planner,
     (machine, accelerator): (Machine, Accelerator),
+    runs_as: RunsAs,
 ) -> Result<(DomainSpec, Vec<OwnFile>), OpsError> {
     let parts = Parts {
         plan,
@@ -257,6 +262,10 @@ fn specify(
         disk_size_bytes: request.machine.disk_size_bytes,
         guest_files: &request.machine.guest_files,
         oem_strings: &request.machine.oem_strings,
+        loaded: match runs_as {
+            RunsAs::Caller | RunsAs::Given(_) => Loaded::Shared,
+            RunsAs::Lent(_) => Loaded::Copied,
+        },
     };
     let name = request.name.clone();
     let directory = context.instances.directory(&name);

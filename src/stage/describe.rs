@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::boot::uki::Words;
 use crate::boot::{BootMethod, BootPlan, CommandLine, DirectBoot, UkiBoot, UkiStart};
+use crate::content::uki::Piece;
 use crate::domain::{
     Backing, Boot, Disk, DiskBus, DiskFormat, Firmware, FwCfg, Machine, OemString, Serial, Uefi,
     UefiImage,
@@ -15,6 +16,15 @@ use crate::store::Store;
 
 /// The SMBIOS string from which systemd's stub takes words for the kernel (systemd-stub(7)).
 const STUB_WORDS: &str = "io.systemd.stub.kernel-cmdline-extra=";
+
+/// Which files of the image's the hypervisor loads for the machine: kernel, initramfs, UKI.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loaded {
+    /// The store's, which all VMs share.
+    Shared,
+    /// Copies of the VM's own, for a hypervisor that changes the owners of what it loads.
+    Copied,
+}
 
 /// What a VM's files are made of.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +43,8 @@ pub struct Parts<'a> {
     pub guest_files: &'a [GuestFile],
     /// What the guest reads in its SMBIOS tables.
     pub oem_strings: &'a [OemString],
+    /// What the hypervisor loads.
+    pub loaded: Loaded,
 }
 
 /// Says which files the VM in `directory` has. Touches nothing.
@@ -129,6 +141,22 @@ impl Stage<'_> {
         path
     }
 
+    /// What the hypervisor loads of the image's; `name` is that of a copy.
+    fn loaded(&mut self, name: &str, blob: &Descriptor) -> PathBuf {
+        let of = self.blob(blob);
+        match self.parts.loaded {
+            Loaded::Shared => of,
+            Loaded::Copied => {
+                let whole = Piece {
+                    offset: 0,
+                    size_bytes: blob.size,
+                };
+                let pieces = vec![whole];
+                self.own(name, OwnContent::Pieces { of, pieces })
+            }
+        }
+    }
+
     fn direct(&mut self, direct: &DirectBoot) -> Result<Boot, StageError> {
         self.console_added = direct.console_added;
         if let Some(disk) = &direct.disk {
@@ -143,9 +171,10 @@ impl Stage<'_> {
                 ..shared_disk(file, squashfs)
             });
         }
+        let initramfs = direct.initramfs.as_ref();
         Ok(Boot::Kernel {
-            kernel: self.blob(&direct.kernel),
-            initramfs: direct.initramfs.as_ref().map(|blob| self.blob(blob)),
+            kernel: self.loaded("kernel", &direct.kernel),
+            initramfs: initramfs.map(|blob| self.loaded("initramfs", blob)),
             command_line: direct.command_line.clone(),
         })
     }
@@ -180,7 +209,7 @@ impl Stage<'_> {
         match boot.start {
             UkiStart::Loader(_) => Ok(Boot::Uki {
                 firmware: self.uefi()?,
-                uki,
+                uki: self.loaded("uki.efi", &boot.uki),
                 command_line: replacement,
             }),
             UkiStart::Esp(_) => {

@@ -6,7 +6,7 @@
 //! ```text
 //! disk-0.qcow2          overlay of the image's disk
 //! esp.img               EFI system partition with the UKI
-//! kernel, initramfs     taken out of the UKI
+//! kernel, initramfs     taken out of the UKI, or copies; so uki.efi
 //! vars.fd, firmware.fd  copies of what firmware writes to
 //! fw_cfg-<hash>         what the guest is given
 //! ```
@@ -17,7 +17,7 @@ mod inspect;
 mod overlay;
 mod unpack;
 
-pub use describe::{Parts, describe};
+pub use describe::{Loaded, Parts, describe};
 pub use esp::partition_bytes as esp_bytes;
 pub use inspect::{Find, Inspected, InspectedUki, Starter, disk, inspect, presume};
 pub use unpack::unpack;

@@ -16,6 +16,7 @@
 //! | `define`    | libvirt through the program                                             |
 //! | `libvirt`   | libvirt through the trait                                               |
 //! | `reach`     | that QEMU's user can open what it is foretold to                        |
+//! | `member`    | the system's libvirt as a member of its group, who is not root          |
 //! | `native`    | that both hypervisors are told the same                                 |
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
@@ -36,5 +37,7 @@ mod define;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod reach;
+#[cfg(feature = "libvirt")]
+mod member;
 #[cfg(feature = "libvirt")]
 mod native;

@@ -25,6 +25,11 @@ pub(super) fn os(spec: &DomainSpec, runs_as: RunsAs) -> Result<Element, Hypervis
         }
         os = os.holding(flash(firmware, spec.machine)?);
     }
+    let is_own = |file: &Path| file.starts_with(&spec.directory);
+    if matches!(runs_as, RunsAs::Lent(_)) && !spec.boot.loaded().all(is_own) {
+        // There is no label for them: it would give them to its user.
+        return unsupported("a kernel or initramfs that is not its own, unless root asks");
+    }
     os = match &spec.boot {
         Boot::Kernel {
             kernel,

@@ -316,6 +316,22 @@ mod tests {
             "firmware that is one writable file, unless root asks",
         );
         check(
+            "uki-amd64",
+            |_| {},
+            RunsAs::Lent(None),
+            "a kernel or initramfs that is not its own, unless root asks",
+        );
+        check(
+            "direct-amd64",
+            |spec| {
+                if let Boot::Kernel { kernel, .. } = &mut spec.boot {
+                    *kernel = spec.directory.join("kernel");
+                }
+            },
+            RunsAs::Lent(None),
+            "a kernel or initramfs that is not its own, unless root asks",
+        );
+        check(
             "direct-amd64",
             |spec| {
                 let forwards = vec!["2222:22".parse().unwrap()];
@@ -367,7 +383,7 @@ mod tests {
     /// Every sample, under one or the other hypervisor.
     fn cases() -> Vec<(&'static str, DomainSpec, RunsAs)> {
         let runs_as = |name: &str| match name {
-            "cdrom" | "direct-arm64" | "disk-arm64" => RunsAs::Lent(None),
+            "cdrom" | "disk-arm64" => RunsAs::Lent(None),
             "direct-amd64-without-disk" | "direct-arm64-kvm" => RunsAs::Caller,
             _ => QEMU,
         };
