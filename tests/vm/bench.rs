@@ -106,6 +106,15 @@ impl Images {
                             file
                         }
                         _ if *value == "zeros" => directory.join("zeros"),
+                        _ if *value == "disk.qcow2" => {
+                            let disk = files(architecture).join("disk.img");
+                            let file = directory.join(format!("{architecture}.qcow2"));
+                            let mut convert = Command::new("qemu-img");
+                            convert.args(["convert", "-f", "raw", "-O", "qcow2"]);
+                            let status = convert.args([&disk, &file]).status().unwrap();
+                            assert!(status.success(), "{status}");
+                            file
+                        }
                         _ => files(architecture).join(value),
                     };
                     manifest.push_str(&format!(",{role}={}", file.display()));
@@ -164,6 +173,7 @@ const METHODS: &[(&str, &[(&str, &str)])] = &[
     ),
     ("iso", &[("iso", "boot.iso")]),
     ("bios", &[("disk", "bios.img")]),
+    ("qcow2", &[("disk", "disk.qcow2")]),
 ];
 
 /// The program, without what the caller's environment may say to it.
@@ -276,9 +286,16 @@ impl Bench {
             .map(|(_, state)| state)
     }
 
-    /// Owner, mode and bytes of every blob.
+    /// Owner, mode, attributes and bytes of every blob, and of what was made of one.
     pub(crate) fn blobs(&self) -> Vec<Sealed> {
-        sealed_in(&self.store().join("blobs/sha256"))
+        let mut sealed = sealed_in(&self.store().join("blobs/sha256"));
+        for made in fs::read_dir(self.store().join("derived"))
+            .into_iter()
+            .flatten()
+        {
+            sealed.extend(sealed_in(&made.unwrap().path()));
+        }
+        sealed
     }
 
     /// The processes that work below this store: its QEMUs.

@@ -14,6 +14,7 @@ use ironboot::domain::{
 };
 use ironboot::hypervisor::{ConsoleInput, Owner};
 use ironboot::oci::Digest;
+use rustix::fs::{getxattr, listxattr};
 use tempfile::TempDir;
 
 /// Long enough for an emulated guest on a busy machine.
@@ -65,6 +66,8 @@ pub(crate) struct Sealed {
     name: PathBuf,
     owner: (u32, u32),
     mode: u32,
+    /// By name; libvirt keeps what it remembers of an owner in such (`trusted.libvirt.…`).
+    attributes: Vec<(String, Vec<u8>)>,
     content: Digest,
 }
 
@@ -181,7 +184,9 @@ impl Vm {
 pub(crate) fn sealed_in(directory: &Path) -> Vec<Sealed> {
     let mut files: Vec<_> = fs::read_dir(directory)
         .unwrap()
-        .map(|entry| sealed(&entry.unwrap().path()))
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_file())
+        .map(|path| sealed(&path))
         .collect();
     files.sort_by(|a, b| a.name.cmp(&b.name));
     files
@@ -201,8 +206,25 @@ fn sealed(file: &Path) -> Sealed {
         name: file.to_owned(),
         owner: (metadata.uid(), metadata.gid()),
         mode: metadata.mode(),
+        attributes: attributes(file),
         content: Digest::of(&fs::read(file).unwrap()),
     }
+}
+
+/// The extended attributes of a file; to root, those are all.
+fn attributes(file: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut names = vec![0; 64 << 10];
+    let length = listxattr(file, &mut names).unwrap();
+    let names = String::from_utf8(names[..length].to_vec()).unwrap();
+    let names = names.split_terminator('\0').map(|name| {
+        let mut value = vec![0; 64 << 10];
+        let length = getxattr(file, name, &mut value).unwrap();
+        value.truncate(length);
+        (name.to_owned(), value)
+    });
+    let mut attributes: Vec<_> = names.collect();
+    attributes.sort();
+    attributes
 }
 
 fn create_overlay(base: &Path, overlay: &Path) {

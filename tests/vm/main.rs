@@ -16,6 +16,7 @@
 //! | `define`    | libvirt through the program                                             |
 //! | `libvirt`   | libvirt through the trait                                               |
 //! | `reach`     | that QEMU's user can open what it is foretold to                        |
+//! | `owners`    | what libvirt does to the files that VMs share: nothing                  |
 //! | `member`    | the system's libvirt as a member of its group, who is not root          |
 //! | `native`    | that both hypervisors are told the same                                 |
 
@@ -37,6 +38,8 @@ mod define;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod reach;
+#[cfg(feature = "libvirt")]
+mod owners;
 #[cfg(feature = "libvirt")]
 mod member;
 #[cfg(feature = "libvirt")]

@@ -196,6 +196,7 @@ fn libvirt_lends_qemu_the_vms_own_files_and_leaves_the_stores() {
         ("guest", "--boot disk", &["disk-0.qcow2", "vars.fd"]),
         ("iso", "", &["vars.fd"]),
         ("bios", "", &["disk-0.qcow2"]),
+        ("qcow2", "", &["disk-0.qcow2", "vars.fd"]),
     ] {
         let form = format!("{image} {options}");
         member.does(&["pull", &bench.image_named(image)]);
