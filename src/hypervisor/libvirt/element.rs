@@ -134,9 +134,11 @@ pub(super) mod tests {
     /// An element without its children.
     #[derive(Debug, PartialEq, Eq)]
     pub(in super::super) struct Flat {
-        name: String,
-        attributes: Vec<(String, String)>,
-        text: String,
+        /// How many others it lies within.
+        pub(in super::super) depth: usize,
+        pub(in super::super) name: String,
+        pub(in super::super) attributes: Vec<(String, String)>,
+        pub(in super::super) text: String,
     }
 
     /// Reads a document back into its elements, in document order.
@@ -148,6 +150,7 @@ pub(super) mod tests {
             let event = reader.read_event().unwrap();
             match &event {
                 Event::Start(start) | Event::Empty(start) => {
+                    let depth = open.len();
                     if matches!(event, Event::Start(_)) {
                         open.push(elements.len());
                     }
@@ -160,6 +163,7 @@ pub(super) mod tests {
                         })
                         .collect();
                     elements.push(Flat {
+                        depth,
                         name: start.name().as_ref().into(),
                         attributes,
                         text: String::new(),
@@ -194,16 +198,22 @@ pub(super) mod tests {
 
     /// What [`read`] should give for an element that was written.
     pub(in super::super) fn written(element: &Element) -> Vec<Flat> {
+        written_at(0, element)
+    }
+
+    fn written_at(depth: usize, element: &Element) -> Vec<Flat> {
         let attributes = element.attributes.iter();
         let flat = Flat {
+            depth,
             name: element.name.to_owned(),
             attributes: attributes
                 .map(|(name, value)| ((*name).to_owned(), value.clone()))
                 .collect(),
             text: element.text.clone(),
         };
+        let children = element.children.iter();
         std::iter::once(flat)
-            .chain(element.children.iter().flat_map(written))
+            .chain(children.flat_map(|child| written_at(depth + 1, child)))
             .collect()
     }
 

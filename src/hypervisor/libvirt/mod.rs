@@ -12,6 +12,8 @@ mod element;
 mod known;
 mod os;
 pub mod xml;
+#[cfg(test)]
+mod properties;
 
 use std::fs;
 use std::io;

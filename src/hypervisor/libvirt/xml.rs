@@ -21,7 +21,7 @@ pub fn render(spec: &DomainSpec, runs_as: RunsAs) -> Result<String, HypervisorEr
     domain(spec, runs_as)?.to_document()
 }
 
-fn domain(spec: &DomainSpec, runs_as: RunsAs) -> Result<Element, HypervisorError> {
+pub(super) fn domain(spec: &DomainSpec, runs_as: RunsAs) -> Result<Element, HypervisorError> {
     let DomainSpec {
         name,
         uuid,
