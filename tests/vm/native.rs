@@ -1,11 +1,14 @@
 //! Both renderers make the same machine of the same spec: what libvirt would tell QEMU for a golden
 //! document is compared with the golden command line, in all that decides what boots.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use quick_xml::escape::unescape;
+use quick_xml::events::Event;
+use quick_xml::{Reader, XmlVersion};
 use serde_json::Value;
 
 use crate::libvirt::virsh;
@@ -167,4 +170,98 @@ fn libvirt_and_we_tell_qemu_the_same() {
         compared += 1;
     }
     assert!(compared > 10, "{compared}");
+}
+
+/// Every path in a document that QEMU is to open: attributes `file`, and the texts of `<os>`.
+fn named_in(document: &str) -> BTreeSet<String> {
+    let mut reader = Reader::from_str(document);
+    let (mut named, mut element) = (BTreeSet::new(), String::new());
+    let mut text = String::new();
+    loop {
+        let event = reader.read_event().unwrap();
+        match &event {
+            Event::Start(start) | Event::Empty(start) => {
+                element = start.name().as_ref().to_owned();
+                text.clear();
+                for attribute in start.attributes() {
+                    let attribute = attribute.unwrap();
+                    if attribute.key.as_ref() == "file" {
+                        let value = attribute.normalized_value(XmlVersion::Implicit1_0).unwrap();
+                        named.insert(value.into_owned());
+                    }
+                }
+            }
+            Event::Text(part) => text += &part.xml10_content(),
+            Event::GeneralRef(reference) => {
+                text += &unescape(&format!("&{};", &**reference)).unwrap();
+            }
+            Event::End(_) => {
+                if ["kernel", "initrd", "loader", "nvram"].contains(&element.as_str()) {
+                    named.insert(text.clone());
+                }
+                element.clear();
+            }
+            Event::Eof => return named,
+            _ => {}
+        }
+    }
+}
+
+/// Every path that a command line of libvirt's opens, without those that are libvirt's own.
+fn opened_by(arguments: &Arguments) -> BTreeSet<String> {
+    let whole = ["-kernel", "-initrd", "-bios"].into_iter();
+    let whole = whole.flat_map(|option| arguments.values(option).map(str::to_owned));
+    let files = arguments.json("-blockdev").into_iter();
+    let files = files.filter_map(|node| node["filename"].as_str().map(str::to_owned));
+    let parts = ["-fw_cfg", "-chardev", "-smbios", "-netdev", "-machine"].into_iter();
+    let parts = parts.flat_map(|option| arguments.values(option).flat_map(split));
+    let parts = parts.filter_map(|part| {
+        let (key, value) = part.split_once('=')?;
+        let is_path = ["file", "path", "logfile", "filename", "script"].contains(&key);
+        is_path.then(|| value.replace(",,", ","))
+    });
+    let opened = whole.chain(files).chain(parts);
+    opened
+        .filter(|path| !path.starts_with("/var/lib/libvirt/qemu/"))
+        .collect()
+}
+
+#[test]
+fn what_libvirt_tells_qemu_to_open_is_what_the_document_names_and_nothing_else() {
+    let directory = tempfile::tempdir().unwrap();
+    let documents = fixtures("fixtures/xml", "xml");
+    assert!(documents.len() > 20);
+    for (name, document) in documents {
+        // KVM is not on every machine, and no matter here.
+        let text = fs::read_to_string(&document).unwrap();
+        let text = text.replace("type=\"kvm\"", "type=\"qemu\"");
+        let text = match text.contains("arch=\"aarch64\"") {
+            true => text.replace("<cpu mode=\"host-passthrough\"/>", ""),
+            false => text.replace("host-passthrough", "maximum"),
+        };
+        let document = directory.path().join(&name);
+        fs::write(&document, &text).unwrap();
+        let arguments = Arguments::of(&native(&document));
+        assert_eq!(opened_by(&arguments), named_in(&text), "{name}");
+
+        // Texts of the document's are no option's.
+        let has = |option: &str| arguments.values(option).next().is_some();
+        assert_eq!(has("-bios"), name.starts_with("memory"), "{name}");
+        assert!(!has("-drive") && !has("-hda") && !has("-cdrom"), "{name}");
+        for node in arguments.json("-blockdev") {
+            let driver = node["driver"].as_str().unwrap();
+            assert!(["file", "raw", "qcow2"].contains(&driver), "{name}: {node}");
+            // A qcow2 image's own word for what lies below it is not heeded.
+            assert!(
+                driver != "qcow2" || node.get("backing").is_some(),
+                "{name}: {node}"
+            );
+        }
+        let blocks = |option: &str| {
+            let devices = arguments.json(option).into_iter();
+            let disks = devices.filter(|device| device.get("drive").is_some());
+            disks.count()
+        };
+        assert_eq!(blocks("-device"), text.matches("<disk ").count(), "{name}");
+    }
 }
