@@ -31,6 +31,7 @@
 //! | [`boot`] | boot methods, what image and host offer for each, the plan, command lines | I/O |
 //! | [`domain`] | the complete description of a VM, in file paths | I/O |
 //! | [`content`] | what a blob really is: disks, kernels, UKIs, ISOs, file systems | I/O, more than 128 KiB, a UKI's texts and a qcow2's tables |
+//! | [`signature`] | the policy of who must have signed what, keys, signatures | I/O |
 //! | [`files`] | durable replacement, directory sync, locks | decide anything |
 //! | [`source`] | registries and their mirrors, OCI layouts as directory or archive, credentials | write to the store |
 //! | [`store`] | the content-addressed directory: ingest, lease, reference, pin | know where bytes come from |
@@ -68,6 +69,7 @@ pub mod image;
 pub mod boot;
 pub mod domain;
 pub mod content;
+pub mod signature;
 pub mod files;
 pub mod source;
 pub mod store;

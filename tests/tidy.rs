@@ -12,12 +12,13 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("boot", &["oci", "image"]),
     ("domain", &["oci", "boot"]),
     ("content", &["oci", "domain"]),
+    ("signature", &["oci"]),
     ("files", &[]),
-    ("source", &["oci", "files"]),
-    ("store", &["oci", "files"]),
+    ("source", &["oci", "signature", "files"]),
+    ("store", &["oci", "signature", "files"]),
     ("host", &["oci", "domain"]),
     ("firmware", &["oci", "domain", "files"]),
-    ("instance", &["oci", "domain", "files"]),
+    ("instance", &["oci", "domain", "signature", "files"]),
     (
         "stage",
         &[
@@ -33,6 +34,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "boot",
             "content",
             "domain",
+            "signature",
             "files",
             "source",
             "store",
@@ -50,6 +52,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "image",
             "boot",
             "domain",
+            "signature",
             "files",
             "source",
             "store",
@@ -64,7 +67,7 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms of words: values in, values out.
-const WORDS: &[&str] = &["oci", "image", "boot", "domain", "content"];
+const WORDS: &[&str] = &["oci", "image", "boot", "domain", "content", "signature"];
 
 /// What a room of words has no business with.
 const OUTSIDE: &[&str] = &[
