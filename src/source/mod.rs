@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use futures_util::Stream;
 
 use crate::oci::{Descriptor, Digest, Reference};
+use crate::signature::Place;
 
 pub use credentials::Credentials;
 pub use error::{
@@ -107,6 +108,18 @@ pub trait Source: fmt::Debug + Send + Sync {
     /// The stream yields an error if the sender has more bytes than the descriptor says; fewer
     /// bytes just end it.
     async fn blob(&self, blob: &Descriptor, offset: u64) -> Result<BlobStream<'_>, SourceError>;
+
+    /// Fetches what is attached to the document `digest` at `place`, where signatures are: a
+    /// manifest, or an index of what refers to the document; none if there is none.
+    ///
+    /// Whoever has the document says what is attached to it, and that is not verified.
+    async fn attached(
+        &self,
+        _digest: &Digest,
+        _place: Place,
+    ) -> Result<Option<RawDocument>, SourceError> {
+        Ok(None)
+    }
 
     /// Says that what came of a blob is not what its digest says. Tells whether it is worth asking
     /// for it anew: whoever can have sent it is not asked again, and there is somebody else.

@@ -3,8 +3,9 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use ironboot::oci::manifest::OCI_INDEX;
+use ironboot::oci::manifest::{OCI_INDEX, OCI_MANIFEST};
 use ironboot::oci::{Descriptor, Digest};
+use ironboot::signature::Place;
 use ironboot::source::{
     Mirrors, Source, SourceError, SourceOptions, Unavailability, Violation, Wanted,
 };
@@ -385,4 +386,42 @@ async fn a_mirror_that_breaks_the_protocol_is_told_as_itself() {
         words: "I'm a teapot".to_owned(),
     };
     assert!(error.mirrors()[0].reason.ends_with(&unexpected.to_string()));
+}
+
+#[tokio::test]
+async fn what_a_mirror_has_no_signature_of_the_registry_may_have() {
+    let digest = Digest::of(INDEX);
+    let tag = format!("manifests/sha256-{}.sig", digest.hex());
+    let signed = tag.clone();
+    let upstream = serve(move |path, request, before| match path {
+        path if path == signed => Reply::ok(b"{}").header("Content-Type", OCI_MANIFEST),
+        path => right(path, request, before),
+    });
+    let lacking = serve(|path, request, before| match path {
+        path if path.ends_with(".sig") => Reply::status(404),
+        path => right(path, request, before),
+    });
+    let text = mirror(&lacking) + "capabilities = [\"pull\", \"resolve\"]\n";
+    let (_directory, options) = hosts(&upstream.address(), &text);
+    let source = open(&upstream.address(), ":1", &options);
+    let found = source.attached(&digest, Place::Tag).await.unwrap().unwrap();
+    assert_eq!(found.bytes, b"{}");
+    // It is no worse a mirror for that.
+    source.document(Wanted::Reference).await.unwrap();
+    let path = format!("/v2/os/{tag}");
+    for (server, expected) in [
+        (
+            &lacking,
+            vec![path.clone(), "/v2/os/manifests/1".to_owned()],
+        ),
+        (&upstream, vec![path]),
+    ] {
+        let requests = server.requests().into_iter().map(|request| request.path);
+        assert_eq!(requests.collect::<Vec<_>>(), expected);
+    }
+    // No tag is as long as this.
+    let long: Digest = format!("sha512:{}", "a".repeat(128)).parse().unwrap();
+    let before = upstream.requests().len();
+    assert_eq!(source.attached(&long, Place::Tag).await.unwrap(), None);
+    assert_eq!(upstream.requests().len(), before);
 }

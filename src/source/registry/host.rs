@@ -24,7 +24,7 @@ pub(super) struct Host {
     stands_for: Option<String>,
     pub(super) headers: HeaderMap,
     /// How often it is asked for one thing.
-    tries: u32,
+    pub(super) tries: u32,
 }
 
 impl Host {
@@ -174,7 +174,11 @@ impl Host {
     }
 
     /// Fetches a document of at most `limit` bytes; none if there is none at that path.
-    async fn fetch(&self, path: &str, limit: u64) -> Result<Option<Fetched>, SourceError> {
+    pub(super) async fn fetch(
+        &self,
+        path: &str,
+        limit: u64,
+    ) -> Result<Option<Fetched>, SourceError> {
         let accept = DOCUMENT_TYPES.join(", ");
         let response = self
             .request(Access::Pull, Method::GET, path, |request| {
@@ -387,13 +391,13 @@ impl fmt::Debug for Host {
 }
 
 /// A document as it came.
-struct Fetched {
-    bytes: Vec<u8>,
-    media_type: Option<String>,
+pub(super) struct Fetched {
+    pub(super) bytes: Vec<u8>,
+    pub(super) media_type: Option<String>,
 }
 
 /// The Content-Type without parameters; none where it says only that there are bytes or JSON.
-fn media_type(headers: &HeaderMap) -> Option<String> {
+pub(super) fn media_type(headers: &HeaderMap) -> Option<String> {
     let value = headers.get(header::CONTENT_TYPE)?.to_str().ok()?;
     let media_type = value.split(';').next().unwrap_or(value).trim();
     match media_type {

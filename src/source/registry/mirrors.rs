@@ -179,6 +179,16 @@ impl<'a> Tour<'a> {
         self.hosts.as_slice().is_empty()
     }
 
+    /// Goes on to the next, who may have what this one has not; that is no failure of a mirror's.
+    /// Tells whether there is one.
+    pub(super) fn pass(&mut self) -> bool {
+        let next = self.hosts.next();
+        if let Some(next) = next {
+            self.now = next;
+        }
+        next.is_some()
+    }
+
     /// What came of it, unless somebody else is to be asked, who is the next then.
     pub(super) fn judge<T>(
         &mut self,

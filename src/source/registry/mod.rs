@@ -3,7 +3,8 @@
 //! ```text
 //! hosts_file, hosts, trust   what the operator says of a registry: its mirrors, its certificates
 //!   └ mod, mirrors           one place after the other, until one has what is asked for
-//!       └ host, push, ranges one place: requests, and what of the answers is taken
+//!       └ host, push,       one place: requests, and what of the answers is taken
+//!         ranges, attached
 //!           └ auth           who we are to it
 //!               └ transport  HTTP within limits, to where `address` allows, by `proxies`
 //! ```
@@ -21,6 +22,7 @@ mod mirrors;
 mod host;
 mod push;
 mod ranges;
+mod attached;
 mod auth;
 mod challenge;
 mod transport;
@@ -34,6 +36,7 @@ use async_trait::async_trait;
 
 use crate::oci::manifest::MAX_DOCUMENT_BYTES;
 use crate::oci::{Descriptor, Digest, RegistryReference};
+use crate::signature::Place;
 use crate::source::{BlobStream, RawDocument, Source, SourceError, SourceOptions, Wanted};
 
 use host::Host;
@@ -173,6 +176,14 @@ impl Source for Registry {
                 bytes: Box::pin(bytes),
             });
         }
+    }
+
+    async fn attached(
+        &self,
+        digest: &Digest,
+        place: Place,
+    ) -> Result<Option<RawDocument>, SourceError> {
+        self.find_attached(digest, place).await
     }
 
     fn distrust(&self, digest: &Digest) -> bool {
