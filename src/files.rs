@@ -160,6 +160,42 @@ pub fn read_plain(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError>
     }
 }
 
+/// Reads a small file that decides what is trusted: of root's or of whoever runs this, and nobody
+/// else may write to it; none if there is none.
+///
+/// A link is followed, as it is the file that counts; one that leads nowhere is an error, since
+/// somebody meant something to be there. No pipe is waited for.
+pub fn read_trusted(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
+    let refuse = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
+    let open = || {
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+            .open(path)?;
+        let metadata = file.metadata()?;
+        if let Some(kind) = other_kind(metadata.file_type()) {
+            return Err(refuse(format!("it is {kind}")));
+        }
+        let (owner, caller) = (metadata.uid(), rustix::process::geteuid().as_raw());
+        if owner != 0 && owner != caller {
+            return Err(refuse(format!(
+                "it belongs to user {owner}, neither to root nor to user {caller}"
+            )));
+        }
+        if metadata.mode() & 0o022 != 0 {
+            return Err(refuse("others than its owner may write to it".to_owned()));
+        }
+        Ok(file)
+    };
+    match open() {
+        Err(error) if is_nowhere(&error) && fs::symlink_metadata(path).is_err() => Ok(None),
+        file => {
+            let file = file.map_err(FileError::of("trust", path))?;
+            read_at_most(file, path, limit).map(Some)
+        }
+    }
+}
+
 /// Opens a file for reading, and nothing else that may have been put in its place: no link is
 /// followed, no pipe waited for.
 pub fn open_plain(path: &Path) -> Result<File, FileError> {

@@ -28,6 +28,7 @@ use thiserror::Error;
 
 use crate::domain::{DomainName, DomainSpec};
 use crate::files::{self, FileError, Lock, Wait};
+use crate::signature::Signature;
 
 /// The instances of one store.
 #[derive(Debug, Clone)]
@@ -52,6 +53,9 @@ pub struct Record {
     /// Why it has the accelerator that it has.
     #[serde(default)]
     pub accelerator_reason: String,
+    /// The signatures by which its image was trusted, to be judged again at each start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signatures: Vec<Signature>,
 }
 
 /// The lock of a name; its file goes with it unless there is an instance.

@@ -19,7 +19,8 @@
 //! Each noun is a type that only the arrow before it makes, and no arrow points back. Everything up
 //! to the plan is decided from manifests (and the two small blobs that they are made with, config
 //! and command line) and from the firmware that the host has, before the first layer is fetched.
-//! Where `inspect` finds that a blob is not what its layer says, `plan` is asked again without that
+//! Whether the policy lets the image in ([`signature`]) is decided between the manifests and those two
+//! blobs. Where `inspect` finds that a blob is not what its layer says, `plan` is asked again without that
 //! method, unless it was asked for by name.
 //!
 //! # The rooms, in reading order

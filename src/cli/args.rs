@@ -77,6 +77,10 @@ pub(super) struct Global {
     /// it, *.cert and *.key of who we are
     #[arg(long, global = true, value_name = "DIR")]
     pub cert_dir: Option<PathBuf>,
+    /// Which images are let in: a policy of signatures, as podman and skopeo read it [default: the
+    /// first of /etc/ironboot/policy.json and /etc/containers/policy.json that is there]
+    #[arg(long, global = true, value_name = "FILE", env = "IRONBOOT_POLICY")]
+    pub policy: Option<PathBuf>,
     /// Check certificates and refuse plain HTTP; loopback may always be plain
     #[arg(
         long,

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cli::args::Global;
+use crate::ops::trust::PolicyPlace;
 use crate::source::{
     Credentials, MirrorFailure, Mirrors, Proxies, ProxySetting, SourceError, SourceOptions,
     TlsPolicy,
@@ -40,6 +41,18 @@ pub(super) fn sources(
         proxies: proxies()?,
         mirrors: Mirrors::heard_by(hear),
     })
+}
+
+/// Where it is said which images are let in.
+pub(super) fn policy(global: &Global) -> PolicyPlace {
+    match &global.policy {
+        Some(file) => PolicyPlace::Named(file.clone()),
+        None => PolicyPlace::FirstOf(
+            ["/etc/ironboot/policy.json", "/etc/containers/policy.json"]
+                .map(PathBuf::from)
+                .to_vec(),
+        ),
+    }
 }
 
 /// The proxies of the usual variables, in lower case or in capitals.

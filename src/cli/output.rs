@@ -11,7 +11,9 @@ use crate::instance::Record;
 use crate::oci::Descriptor;
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
+use crate::ops::trust::Judgement;
 use crate::ops::verify::{Outcome, Verified};
+use crate::signature::{self, Met, Verdict};
 use crate::stage::Inspected;
 use crate::store::{Act, Pruned, Store};
 
@@ -437,6 +439,51 @@ pub(super) fn inspection(reference: &str, inspection: &Inspection, store: &Store
         "digest": inspection.top.digest,
         "media_type": inspection.top.media_type,
         "from": if inspection.from_store { "store" } else { "source" },
+        "trust": trust(inspection.trust.as_ref()),
         "manifests": manifests,
     })
+}
+
+/// Whether an image is let in, by what, and what nobody has looked at.
+fn trust(judgement: Option<&Judgement>) -> Value {
+    let Some(Judgement { policy, verdict }) = judgement else {
+        return Value::Null;
+    };
+    let policy = policy.display().to_string();
+    let not_checked = signature::NOT_CHECKED;
+    match verdict {
+        Ok(Verdict { scope, met }) => {
+            let requirements: Vec<Value> = met
+                .iter()
+                .map(|met| match met {
+                    Met::Anything => json!({"type": "insecureAcceptAnything"}),
+                    Met::Signed(signed) => json!({
+                        "type": "sigstoreSigned",
+                        "form": signed.form.to_string(),
+                        "key": signed.key,
+                        "covers": signed.covers,
+                        "signed_identity": signed.identity,
+                        "asked_identity": signed.asked,
+                    }),
+                })
+                .collect();
+            json!({
+                "policy": policy,
+                "accepted": true,
+                "scope": scope,
+                "requirements": requirements,
+                "not_checked": not_checked,
+            })
+        }
+        Err(distrust) => {
+            let refusals = distrust.refusals().iter().map(ToString::to_string);
+            json!({
+                "policy": policy,
+                "accepted": false,
+                "reason": distrust.to_string(),
+                "refusals": refusals.collect::<Vec<_>>(),
+                "not_checked": not_checked,
+            })
+        }
+    }
 }

@@ -15,9 +15,13 @@ use crate::instance::InstanceError;
 use crate::oci::{Printable, Reference};
 use crate::ops::OpsError;
 use crate::ops::reach::{By, Closed, Unreachable};
+use crate::signature::{Distrust, Refusal};
 use crate::source::{ArchiveProblem, SourceError};
 use crate::stage::StageError;
 use crate::store::{StoreError, User};
+
+/// Signatures of which it is told why they do not count.
+const MAX_REFUSALS: usize = 8;
 
 /// What kind of error it is, for programs. The words are part of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +42,7 @@ pub(super) enum Kind {
     Hypervisor,
     Conflict,
     Timeout,
+    Untrusted,
 }
 
 /// An error, ready to be shown.
@@ -69,6 +74,7 @@ impl Kind {
             Self::Hypervisor => "hypervisor",
             Self::Conflict => "conflict",
             Self::Timeout => "timeout",
+            Self::Untrusted => "untrusted",
         }
     }
 
@@ -156,6 +162,19 @@ fn causes(error: &OpsError) -> Vec<String> {
         causes.push(cause.to_string());
         source = cause.source();
     }
+    if let OpsError::Untrusted { source, .. } = error {
+        let refusals = source.refusals().iter();
+        let mut told: Vec<String> = refusals
+            .map(|refusal| format!("a signature: {refusal}"))
+            .collect();
+        // Many that are alike are told once, and of many that are not, some.
+        told.dedup();
+        let others = told.len().saturating_sub(MAX_REFUSALS);
+        causes.extend(told.into_iter().take(MAX_REFUSALS));
+        if others > 0 {
+            causes.push(format!("and {others} others"));
+        }
+    }
     causes.extend(error.mirrors().iter().map(ToString::to_string));
     causes
 }
@@ -242,10 +261,45 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
             other => classify(other),
         },
         OpsError::Output(_) => (Kind::Host, None),
+        OpsError::Untrusted { source, .. } => (Kind::Untrusted, untrusted(source)),
+        OpsError::Policy { .. } => (
+            Kind::Untrusted,
+            hint(
+                "mend the file, or pass --policy for another; /etc/ironboot/policy.json comes \
+                 before podman's",
+            ),
+        ),
+        OpsError::PolicyFile(_) => (
+            Kind::Untrusted,
+            hint("see to its owner and mode, or pass --policy for another file"),
+        ),
+        OpsError::Provenance { .. } => (Kind::Store, None),
         OpsError::Task(_) => (
             Kind::Host,
             hint("this is a bug in ironboot; please report it"),
         ),
+    }
+}
+
+/// What helps an image that is not let in.
+fn untrusted(distrust: &Distrust) -> Option<String> {
+    let is_named = |refusal: &Refusal| {
+        matches!(
+            refusal,
+            Refusal::OtherIdentity { asked, .. } | Refusal::NoIdentity { asked }
+                if *asked == "matchRepoDigestOrExact"
+        )
+    };
+    match distrust {
+        Distrust::Rejected { .. } => None,
+        Distrust::Unsigned { .. } => hint(
+            "have it signed, as by `cosign sign --key`; an image that is here gets its signatures \
+             when it is asked for again",
+        ),
+        Distrust::NotBy { refusals, .. } if refusals.iter().any(is_named) => hint(
+            "cosign signs no tag: the signedIdentity {\"type\": \"matchRepository\"} asks for none",
+        ),
+        Distrust::NotBy { .. } => None,
     }
 }
 

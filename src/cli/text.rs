@@ -11,7 +11,9 @@ use crate::firmware::FirmwareChoice;
 use crate::image::{LayerRole, Selected, role};
 use crate::ops::images::{Inspection, ListedImage};
 use crate::ops::instances::Listed;
+use crate::ops::trust::Judgement;
 use crate::ops::verify::{Outcome, Verified};
+use crate::signature::{self, Met, Signed, Verdict};
 use crate::store::{ItemKind, Pruned, Store};
 
 /// Lays out rows in columns, the first row being the heading.
@@ -363,6 +365,7 @@ pub(super) fn inspection(reference: &str, inspection: &Inspection, store: &Store
         "{reference}\n{} (read from {from})\n",
         inspection.top.digest
     );
+    text.push_str(&trust(inspection.trust.as_ref()));
     for manifest in &inspection.manifests {
         let entry = &manifest.entry;
         let content = manifest.content.as_ref();
@@ -416,6 +419,48 @@ pub(super) fn inspection(reference: &str, inspection: &Inspection, store: &Store
             }
         }
     }
+    text
+}
+
+/// Whether an image is let in, by what, and what nobody has looked at.
+fn trust(judgement: Option<&Judgement>) -> String {
+    let Some(Judgement { policy, verdict }) = judgement else {
+        return "not verified: there is no policy of signatures\n".to_owned();
+    };
+    let policy = policy.display();
+    let met = match verdict {
+        Ok(Verdict { scope, met }) if !met.iter().any(|met| matches!(met, Met::Signed(_))) => {
+            return format!("not verified: {policy} asks for no signature of {scope}\n");
+        }
+        Ok(Verdict { met, .. }) => met,
+        Err(distrust) => {
+            let refusals = distrust.refusals().iter();
+            let refusals: String = refusals
+                .map(|refusal| format!("  a signature: {refusal}\n"))
+                .collect();
+            return format!("not let in by {policy}: {distrust}\n{refusals}");
+        }
+    };
+    let mut text = format!("verified by {policy}\n");
+    for met in met {
+        let Met::Signed(signed) = met else { continue };
+        let identity = match &signed.identity {
+            Some(identity) => format!("as {}", crate::oci::Printable(identity)),
+            None => "without a name".to_owned(),
+        };
+        let Signed {
+            key,
+            covers,
+            form,
+            asked,
+            ..
+        } = signed;
+        text.push_str(&format!(
+            "  {form} by key {key}\n    of {covers} {identity} ({asked})\n"
+        ));
+    }
+    let unseen = signature::NOT_CHECKED.join(", ");
+    text.push_str(&format!("  not checked: {unseen}\n"));
     text
 }
 

@@ -64,6 +64,7 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
         instances: Instances::at(store.instances()),
         store,
         sources: environment::sources(&global, move |failure| hearing.mirror_failed(failure))?,
+        policy: environment::policy(&global),
         host: Host::probe(),
         firmware_directories: environment::firmware_directories(),
         now: environment::now(),

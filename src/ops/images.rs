@@ -10,6 +10,7 @@ use crate::oci::{
 };
 use crate::ops::resolve::describe;
 use crate::ops::tree::{self, Found, Node};
+use crate::ops::trust::{Judge, Judgement};
 use crate::ops::{Context, OpsError, blocking, users};
 use crate::source::{self, Wanted};
 use crate::store::{StoreError, StoredReference};
@@ -32,6 +33,8 @@ pub struct Inspection {
     pub top: Descriptor,
     /// Whether it was read from the store rather than from where it is published.
     pub from_store: bool,
+    /// Whether the policy lets it in, and by what; none where there is no policy.
+    pub trust: Option<Judgement>,
     /// Its manifests, those of indexes within its index too, and the entries that lead to none.
     pub manifests: Vec<InspectedManifest>,
 }
@@ -143,9 +146,21 @@ pub async fn inspect(context: &Context<'_>, reference: &Reference) -> Result<Ins
             }
         }
     }
+    let mut digests = vec![top.digest];
+    match &stored {
+        Some(stored) => digests.extend(stored.images.iter().map(|image| image.manifest.digest)),
+        None => digests.extend(match manifests.as_slice() {
+            [only] => Some(only.entry.descriptor.digest),
+            _ => None,
+        }),
+    }
+    digests.dedup();
+    let trust = Judge::open(context, reference)?;
+    let trust = trust.explain(context, &*source, &digests).await?;
     Ok(Inspection {
         top,
         from_store: stored.is_some(),
+        trust,
         manifests,
     })
 }

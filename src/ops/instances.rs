@@ -4,7 +4,7 @@ use crate::domain::DomainName;
 use crate::files::Wait;
 use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop, qemu};
 use crate::instance::{InstanceError, Record};
-use crate::ops::{Context, OpsError, Progress, accelerator, blocking, users};
+use crate::ops::{Context, OpsError, Progress, accelerator, blocking, trust, users};
 
 /// An instance and what it does.
 #[derive(Debug)]
@@ -68,6 +68,7 @@ pub async fn start(context: &Context<'_>, name: &DomainName) -> Result<Record, O
         hypervisor.define(&record.spec).await?;
     }
     if hypervisor.state(&record.spec).await? != DomainState::Running {
+        trust::judge_instance(context, &record)?;
         accelerator::start(context, &*hypervisor, &mut record).await?;
         (context.report)(Progress::Started(name.clone()));
     }

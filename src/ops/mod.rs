@@ -21,6 +21,7 @@ pub mod resolve;
 pub mod run;
 mod space;
 mod tree;
+pub mod trust;
 mod unpack;
 mod users;
 pub mod verify;
@@ -38,10 +39,13 @@ use crate::hypervisor::{Hypervisor, HypervisorError};
 use crate::image::config::ConfigError;
 use crate::image::{ImageError, SelectError};
 use crate::instance::{InstanceError, Instances};
-use crate::oci::{Digest, DocumentError};
+use crate::oci::{Digest, DocumentError, Reference};
+use crate::signature::{Distrust, PolicyError};
 use crate::source::{MirrorFailure, SourceError, SourceOptions};
 use crate::stage::StageError;
 use crate::store::{Store, StoreError};
+
+use trust::PolicyPlace;
 
 pub use progress::Progress;
 
@@ -57,6 +61,8 @@ pub struct Context<'a> {
     pub instances: Instances,
     /// How sources are reached.
     pub sources: SourceOptions,
+    /// Where it is said which images are let in.
+    pub policy: PolicyPlace,
     /// Facts of this host.
     pub host: Host,
     /// Where firmware descriptors are, the strongest directory first.
@@ -247,6 +253,38 @@ pub enum OpsError {
         #[source]
         source: crate::boot::CommandLineError,
     },
+    /// An image that the policy does not let in.
+    #[error("image {reference} is not let in by {}", policy.display())]
+    Untrusted {
+        /// The image.
+        reference: Box<Reference>,
+        /// The policy's file.
+        policy: PathBuf,
+        /// Why not.
+        #[source]
+        source: Distrust,
+    },
+    /// An instance of which it is not known what image it is of.
+    #[error("instance {name} does not say what image it is of")]
+    Provenance {
+        /// Its name.
+        name: crate::domain::DomainName,
+        /// What is wrong with what it says.
+        #[source]
+        source: crate::oci::ReferenceError,
+    },
+    /// A policy that is not understood or makes no sense.
+    #[error("policy {} can not be used", path.display())]
+    Policy {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: PolicyError,
+    },
+    /// A file of a policy that is not there, or may not be trusted.
+    #[error("the policy of signatures can not be used")]
+    PolicyFile(#[source] FileError),
     /// An internal task ended without a result.
     #[error("a task of ironboot's own ended unexpectedly")]
     Task(#[from] tokio::task::JoinError),

@@ -20,7 +20,7 @@ use crate::ops::planner::Planner;
 use crate::ops::preflight;
 use crate::ops::pull::{self, Extent};
 use crate::ops::resolve::{ImageRequest, Resolved, resolve};
-use crate::ops::{Context, OpsError, Progress, blocking};
+use crate::ops::{Context, OpsError, Progress, blocking, trust};
 use crate::stage::{self, GuestFile, Inspected, Loaded, OwnFile, Parts, StagedBoot};
 
 /// The machine that is asked for.
@@ -124,6 +124,7 @@ pub async fn prepare(
         ephemeral: request.ephemeral,
         accelerator_asked,
         accelerator_reason: choice.reason.clone(),
+        signatures: trust::kept(pulled.trust.as_ref()).to_vec(),
     };
     let mut present = context.instances.find(&request.name)?;
     let difference = present
@@ -143,7 +144,12 @@ pub async fn prepare(
     let is_new = present.is_none();
     // The one that is there stays what it is: a `run` that goes away does not take with it what it
     // did not make.
+    let signatures = record.signatures.clone();
     let mut record = present.unwrap_or(record);
+    if !is_new && !signatures.is_empty() && record.signatures != signatures {
+        record.signatures = signatures;
+        context.instances.update(&record)?;
+    }
     if accelerator_asked && !record.accelerator_asked {
         // It has the one that is asked for, and keeps it from now on.
         record.accelerator_asked = true;
@@ -421,6 +427,7 @@ mod tests {
             ephemeral: false,
             accelerator_asked,
             accelerator_reason: String::new(),
+            signatures: Vec::new(),
         }
     }
 

@@ -10,7 +10,8 @@ use crate::ops::fetch::{self, Item};
 use crate::ops::planner::Planner;
 use crate::ops::resolve::{ImageRequest, Resolved, resolve};
 use crate::ops::tree::{self, Found, Node};
-use crate::ops::{Context, OpsError, Progress, blocking, space, unpack, users};
+use crate::ops::trust::{Judge, Trust};
+use crate::ops::{Context, OpsError, Progress, blocking, space, trust, unpack, users};
 use crate::source::Source;
 use crate::stage::{self, Inspected, StageError};
 use crate::store::{Lease, StoredImage};
@@ -36,6 +37,8 @@ pub struct Pulled {
     pub plan: Result<(BootPlan, Inspected), OpsError>,
     /// What the reference led to.
     pub top: Descriptor,
+    /// Why it is trusted; none where no policy asks.
+    pub trust: Option<Trust>,
     /// Bytes that were fetched for it.
     pub fetched_bytes: u64,
     /// Keeps its blobs from being deleted.
@@ -63,6 +66,13 @@ pub async fn pull_resolved(
     extent: Extent,
 ) -> Result<Pulled, OpsError> {
     let image = &resolved.selected.image;
+    let mut trust = resolved.trust;
+    if extent == Extent::All {
+        // What is signed is one of its manifests, perhaps, and not the others.
+        let mut judge = Judge::open(context, &image.reference)?;
+        let top = [resolved.top.digest];
+        trust = judge.judge(context, &*resolved.source, &top).await?;
+    }
     let documents = resolved.documents.iter();
     let mut on_the_way: Vec<Descriptor> = documents.map(|(document, _)| document.clone()).collect();
     let manifest = on_the_way
@@ -93,14 +103,23 @@ pub async fn pull_resolved(
     let pulled = attempt.pull(&resolved.top).await;
     let (leased, fetched_bytes) = (attempt.leased, attempt.fetched_bytes);
     match pulled {
-        Ok((plan, lease)) => Ok(Pulled {
-            selected: resolved.selected,
-            planner: resolved.planner,
-            plan,
-            top: resolved.top,
-            fetched_bytes,
-            lease,
-        }),
+        Ok((plan, lease)) => {
+            let signatures = trust::kept(trust.as_ref());
+            if !signatures.is_empty() {
+                let reference = &resolved.selected.image.reference;
+                let (store, top) = (&context.store, &resolved.top.digest);
+                store.put_signatures(reference, top, signatures)?;
+            }
+            Ok(Pulled {
+                selected: resolved.selected,
+                planner: resolved.planner,
+                plan,
+                top: resolved.top,
+                trust,
+                fetched_bytes,
+                lease,
+            })
+        }
         Err(error) => {
             if !error.may_be_mended() && !leased.is_empty() {
                 clear(context, leased).await?;

@@ -16,6 +16,7 @@ use crate::oci::{
 };
 use crate::ops::planner::Planner;
 use crate::ops::tree::{self, Found, MAX_TOTAL_BYTES, Node, is_entrys_fault, stored};
+use crate::ops::trust::{Judge, Trust};
 use crate::ops::{Context, OpsError, Progress};
 use crate::source::{self, RawDocument, Source, SourceError, Wanted as Which};
 use crate::store::{Store, StoreError};
@@ -69,11 +70,15 @@ pub struct Resolved {
     pub small: Vec<(Descriptor, Vec<u8>)>,
     /// Says how it boots.
     pub planner: Planner,
+    /// Why the image is trusted; none where no policy asks.
+    pub trust: Option<Trust>,
 }
 
-/// Resolves, selects and plans. Fetches no layer but the command line's.
+/// Resolves, selects and plans. Fetches no layer but the command line's, and no blob of an image
+/// that the policy does not let in.
 pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Resolved, OpsError> {
     let reference = &request.reference;
+    let mut judge = Judge::open(context, reference)?;
     (context.report)(Progress::Resolving(reference.clone()));
     let (source, raw) = open(context, reference, request.pull).await?;
     let document = Document::parse(&raw.bytes, raw.digest, raw.media_type.as_deref())?;
@@ -94,6 +99,14 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
             whole_index = Some(index);
         }
     }
+    // A signature may be of the index or of the manifest, which the configs have no part in yet:
+    // they are blobs of the image.
+    let mut digests = vec![top.digest];
+    if judge.has_policy() {
+        digests.extend(likely(reference, &read, &request.wanted));
+        digests.dedup();
+    }
+    let trust = judge.judge(context, &*source, &digests).await?;
     let mut small = Vec::new();
     let candidates = &mut read.candidates;
     let configs = ask_configs(context, &*source, top.digest, candidates, &mut small).await?;
@@ -103,6 +116,10 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
         (Err(SelectError::NoMatch { .. }), Some(broken)) => return Err(broken),
         (selected, _) => selected?,
     };
+    judge.confirm(
+        trust.as_ref(),
+        &[top.digest, selected.image.manifest_digest],
+    )?;
     let mut documents = vec![(top.clone(), raw.bytes)];
     let inner = selected.through.iter();
     for digest in inner.chain([&selected.image.manifest_digest]) {
@@ -124,7 +141,20 @@ pub async fn resolve(context: &Context<'_>, request: &ImageRequest) -> Result<Re
         index: whole_index,
         small,
         planner,
+        trust,
     })
+}
+
+/// The manifest that will be chosen, as far as the documents alone say; none if they do not.
+fn likely(reference: &Reference, read: &ReadEntries, wanted: &Wanted) -> Option<Digest> {
+    let (candidates, dropped) = (read.candidates.clone(), read.dropped.clone());
+    match candidates.as_slice() {
+        [only] => Some(only.digest),
+        _ => {
+            let selected = select(reference, candidates, dropped, wanted).ok()?;
+            Some(selected.image.manifest_digest)
+        }
+    }
 }
 
 /// The descriptor of a document as it came.
@@ -335,7 +365,7 @@ fn stored_top(store: &Store, reference: &Reference) -> Result<Option<RawDocument
 }
 
 /// Reads a small blob into memory, from the store or from the source, and verifies it.
-async fn fetch_small(
+pub(super) async fn fetch_small(
     context: &Context<'_>,
     source: &dyn Source,
     blob: &Descriptor,

@@ -180,7 +180,7 @@ impl Place {
 }
 
 /// Reads the document of an index entry, from the store if it is there.
-async fn read(
+pub(super) async fn read(
     context: &Context<'_>,
     source: &dyn Source,
     descriptor: &Descriptor,

@@ -6,8 +6,9 @@
 //!         ingest/sha256-<hex>/       lock, data: one unfinished blob, resumed by whoever comes next
 //!         derived/sha256-<hex>/      raw, record.json: what was made of that blob here, and goes
 //!                                    with it
-//!         refs/<reference>.json      reference → documents and blobs; replaced atomically; the
-//!                                    file's time is when the reference was used last
+//!         refs/<reference>.json      reference → documents, blobs, and the signatures that counted;
+//!                                    replaced atomically; the file's time is when the reference
+//!                                    was used last
 //!         pins/<name>.json           blobs that an instance needs
 //!         leases/<id>                blobs that a process needs while it holds the file's lock
 //!         damaged/             0700  what a repair has taken out of its place, until it is mended;
@@ -39,6 +40,7 @@ mod lease;
 mod prune;
 mod refs;
 mod repair;
+mod signatures;
 mod uses;
 mod verify;
 

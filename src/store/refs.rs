@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::{Architecture, Descriptor, Digest, Reference, manifest};
+use crate::signature::Signature;
 use crate::store::uses::Held;
 use crate::store::{Store, StoreError, Use};
 
@@ -25,6 +26,9 @@ pub struct StoredReference {
     pub resolved_at: u64,
     /// The images of the index that were pulled.
     pub images: Vec<StoredImage>,
+    /// The signatures by which it was trusted, to be judged again by whatever policy there is then.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub signatures: Vec<Signature>,
 }
 
 /// One image in the store.
@@ -65,8 +69,15 @@ impl StoredReference {
             top,
             resolved_at: _,
             images,
+            signatures,
         } = self;
-        (reference, top, images) == (&other.reference, &other.top, &other.images)
+        (reference, top, images, signatures)
+            == (
+                &other.reference,
+                &other.top,
+                &other.images,
+                &other.signatures,
+            )
     }
 
     /// The same without what the image says of its blobs: nobody reads it here, and it may be long.
@@ -133,11 +144,13 @@ impl Store {
         self.create()?;
         let path = self.reference_path(reference);
         let record = |before: Option<&StoredReference>| {
+            let before = before.filter(|before| before.top.digest == top.digest);
             StoredReference {
                 reference: reference.to_string(),
                 top: top.clone(),
                 resolved_at,
-                images: merged(before.filter(|before| before.top.digest == top.digest), new),
+                images: merged(before, new),
+                signatures: before.map_or_else(Vec::new, |before| before.signatures.clone()),
             }
             .without_annotations()
         };

@@ -59,6 +59,7 @@ fn an_archive_is_an_image_wherever_an_image_is_read() {
         r#"
         oci-archive:$TMP/home/os.tar:1
         sha256:<top> (read from its source)
+        not verified: $TMP/policy.json asks for no signature of everything (its default)
 
         sha256:<manifest> linux/amd64, virtualization (by layers)
           disk  64.00 KiB  sha256:<disk>  application/vnd.ironcore.image.rootfs

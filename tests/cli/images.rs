@@ -132,6 +132,7 @@ fn inspect_shows_all_and_says_where_it_was_read() {
         r#"
         $REGISTRY/os:1
         sha256:<top> (read from its source)
+        not verified: $TMP/policy.json asks for no signature of everything (its default)
 
         sha256:<manifest> linux/amd64, virtualization (by layers)
           disk  64.00 KiB  sha256:<disk>  application/vnd.ironcore.image.rootfs
@@ -147,6 +148,7 @@ fn inspect_shows_all_and_says_where_it_was_read() {
         r#"
         $REGISTRY/os:1
         sha256:<top> (read from the store)
+        not verified: $TMP/policy.json asks for no signature of everything (its default)
 
         sha256:<manifest> linux/amd64, virtualization (by layers)
           disk  64.00 KiB  sha256:<disk>  application/vnd.ironcore.image.rootfs  in the store
@@ -216,7 +218,22 @@ fn inspect_shows_all_and_says_where_it_was_read() {
           ],
           "media_type": "application/vnd.oci.image.index.v1+json",
           "reference": "$REGISTRY/os:1",
-          "schema_version": 1
+          "schema_version": 1,
+          "trust": {
+            "accepted": true,
+            "not_checked": [
+              "transparency log",
+              "certificate",
+              "expiry"
+            ],
+            "policy": "$TMP/policy.json",
+            "requirements": [
+              {
+                "type": "insecureAcceptAnything"
+              }
+            ],
+            "scope": "everything (its default)"
+          }
         }
         "#,
     );

@@ -27,6 +27,8 @@
 //! | `proxies`     | proxies                                                                  |
 //! | `archives`    | images in tar archives                                                   |
 //! | `interop`     | what others' tools write, and what they read of the store                |
+//! | `signatures`  | who has signed an image: which signatures count                        |
+//! | `trust`       | policies of signatures: their files, when they are asked, what is told  |
 //! | `space`       | what takes space, gives it back, or does not fit                        |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
 //! | `doctor`      | what the host has, and what it lacks                                    |
@@ -58,7 +60,11 @@ mod corpus;
 )]
 mod registry;
 
+#[path = "../support/signer.rs"]
+mod signer;
+
 mod image;
+mod attached;
 mod sandbox;
 mod refusal;
 mod publishers;
@@ -86,6 +92,8 @@ mod room;
 mod credentials;
 mod damage;
 mod images;
+mod signatures;
+mod trust;
 mod pushes;
 mod space;
 mod usage;

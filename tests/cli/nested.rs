@@ -107,6 +107,7 @@ fn an_inner_index_is_kept_as_long_as_what_it_leads_to() {
         r#"
         oci:$TMP/os:1
         sha256:<top> (read from the store)
+        not verified: $TMP/policy.json asks for no signature of everything (its default)
 
         sha256:<index-arm64> linux/arm64: not here
 

@@ -40,6 +40,7 @@ fn an_archive_is_pushed_without_being_unpacked() {
         r#"
         $REGISTRY/os:1
         sha256:<top>
+        not verified: $TMP/policy.json asks for no signature of everything (its default)
 
         sha256:<manifest> linux/amd64, virtualization (by layers)
           disk  64.00 KiB  sha256:<disk>  application/vnd.ironcore.image.rootfs

@@ -49,6 +49,9 @@ impl Sandbox {
             let image = fs::OpenOptions::new().write(true).open(path).unwrap();
             image.set_len(size_bytes).unwrap();
         }
+        // Whatever the machine's own asks for.
+        let policy = json!({"default": [{"type": "insecureAcceptAnything"}]});
+        fs::write(root.join("policy.json"), policy.to_string()).unwrap();
         let sandbox = Self {
             masks: Mutex::new(vec![(root.display().to_string(), "$TMP".to_owned())]),
             directory,
@@ -142,6 +145,7 @@ impl Sandbox {
             .env("HOME", self.path("home"))
             .env("XDG_CONFIG_HOME", self.path("config"))
             .env("IRONBOOT_STORE", self.store())
+            .env("IRONBOOT_POLICY", self.path("policy.json"))
             .env("NO_COLOR", "1")
             .current_dir(self.path("home"))
             .stdin(Stdio::null());

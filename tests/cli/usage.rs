@@ -294,7 +294,7 @@ fn verbs_that_lack_something_are_refused() {
         error: the following required arguments were not provided:
           --name <NAME>
 
-        Usage: ironboot run --name <NAME> --persistent --store <DIR> <IMAGE>
+        Usage: ironboot run --name <NAME> --persistent --store <DIR> --policy <FILE> <IMAGE>
 
         For more information, try '--help'.
         [exit status: 2]
@@ -308,7 +308,7 @@ fn verbs_that_lack_something_are_refused() {
         error: the following required arguments were not provided:
           --name <NAME>
 
-        Usage: ironboot prepare --name <NAME> --store <DIR> <IMAGE>
+        Usage: ironboot prepare --name <NAME> --store <DIR> --policy <FILE> <IMAGE>
 
         For more information, try '--help'.
         [exit status: 2]

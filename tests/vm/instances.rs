@@ -1,5 +1,7 @@
 //! VMs with a name: their console, log, start and stop, and what stays on their disks.
 
+use std::fs;
+
 use rustix::process::Signal;
 
 use crate::bench::Bench;
@@ -188,5 +190,30 @@ fn a_run_that_is_left_by_ctrl_right_bracket_goes_on() {
     logs.ends().with_code(143);
     assert_eq!(bench.state("left").unwrap(), "running");
     bench.does(&["rm", "--force", "left"]);
+    bench.is_clean();
+}
+
+#[test]
+fn a_vm_does_not_start_again_when_its_image_is_let_in_no_more() {
+    let bench = Bench::new();
+    let policy = bench.root().join("policy.json");
+    let asks = |text: &str| fs::write(&policy, text).unwrap();
+    let start = [
+        "start",
+        "--json",
+        "--policy",
+        policy.to_str().unwrap(),
+        "kept",
+    ];
+    let mut options = named("kept", "ironboot.end=shell").to_vec();
+    options.push("--detach");
+    bench.start("run", &options).ends().with_code(0);
+    bench.does(&["stop", "--force", "kept"]);
+    asks(r#"{"default":[{"type":"reject"}]}"#);
+    assert_eq!(bench.tries(&start).with_code(125).error().0, "untrusted");
+    assert_eq!(bench.state("kept").unwrap(), "stopped");
+    asks(r#"{"default":[{"type":"insecureAcceptAnything"}]}"#);
+    bench.tries(&start).with_code(0);
+    bench.does(&["rm", "--force", "kept"]);
     bench.is_clean();
 }
