@@ -159,6 +159,13 @@ impl Instances {
             .transpose()
     }
 
+    /// Tells whether the record of `name`, damaged as it may be, has `text` in it.
+    pub fn mentions(&self, name: &DomainName, text: &str) -> Result<bool, InstanceError> {
+        let path = self.directory(name).join("record.json");
+        let record = files::read_small(&path, MAX_RECORD_BYTES)?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&record).contains(text))
+    }
+
     /// The record of `name`. Errors if there is no such instance.
     pub fn get(&self, name: &DomainName) -> Result<Record, InstanceError> {
         self.find(name)?

@@ -6,11 +6,12 @@ use crate::boot::plan::Alternative;
 use crate::boot::{BootMethod, BootPlan, CommandLine, CommandLineSource};
 use crate::domain::{Boot, DomainSpec, Firmware, Uefi, UefiImage};
 use crate::firmware::FirmwareChoice;
+use crate::hypervisor::Known;
 use crate::image::{Dropped, Image, LayerRole, Selected};
 use crate::instance::Record;
 use crate::oci::Descriptor;
 use crate::ops::images::{Inspection, ListedImage};
-use crate::ops::instances::Listed;
+use crate::ops::list::{Listed, Problem, Subject};
 use crate::ops::trust::Judgement;
 use crate::ops::verify::{Outcome, Verified};
 use crate::signature::{self, Met, Verdict};
@@ -282,25 +283,57 @@ pub(super) fn instance(record: &Record, state: Option<&str>) -> Value {
         "cpus": spec.cpus,
         "memory_mib": spec.memory,
         "console_log": spec.console_log(),
+        // A record has only paths that are text.
+        "plan_digest": spec.plan_digest().ok(),
     })
 }
 
-/// The list of instances.
+/// The word for what a VM does.
+pub(super) fn state(listed: &Listed) -> &'static str {
+    match &listed.subject {
+        Subject::Instance(record) if record.hypervisor.is_none() => "prepared",
+        _ => listed.state.as_str(),
+    }
+}
+
+/// The list of instances. All rows have the same fields.
 pub(super) fn instances(listed: &[Listed]) -> Value {
     let instances: Vec<Value> = listed
         .iter()
         .map(|listed| {
-            let state = match (&listed.state, &listed.record.hypervisor) {
-                (Ok(_), None) => Some("prepared"),
-                (Ok(state), _) => Some(state.as_str()),
-                (Err(_), _) => None,
+            let mut object = match &listed.subject {
+                Subject::Instance(record) => instance(record, Some(state(listed))),
+                Subject::Directory(_) => orphan(listed, None),
+                Subject::Domain { uri, known } => orphan(listed, Some((uri, known))),
             };
-            let mut object = instance(&listed.record, state);
-            object["error"] = json!(listed.state.as_ref().err().map(ToString::to_string));
+            let problem = listed.problem.as_ref();
+            object["problem"] = json!(problem.map(Problem::as_str));
+            object["error"] = json!(problem.map(ToString::to_string));
             object
         })
         .collect();
     json!({"instances": instances})
+}
+
+/// A VM that has no record that can be read: what is not known of it is null.
+fn orphan(listed: &Listed, domain: Option<(&String, &Known)>) -> Value {
+    let notes = domain.and_then(|(_, known)| known.notes.as_ref());
+    json!({
+        "name": listed.subject.name(),
+        "state": state(listed),
+        "hypervisor": domain.map(|(uri, _)| uri),
+        "ephemeral": null,
+        "image": notes.map(|notes| &notes.reference),
+        "manifest_digest": notes.and_then(|notes| notes.documents.last()),
+        "boot": notes.map(|notes| &notes.method),
+        "architecture": null,
+        "accelerator": null,
+        "accelerator_reason": null,
+        "cpus": null,
+        "memory_mib": null,
+        "console_log": null,
+        "plan_digest": notes.and_then(|notes| notes.plan_digest),
+    })
 }
 
 /// The list of images.

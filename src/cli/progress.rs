@@ -385,6 +385,12 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
         Progress::DomainsUnknown(reason) => Some(format!(
             "warning: no blob is removed, a domain may need it: {reason}"
         )),
+        Progress::StatesUnknown(reason) => {
+            Some(format!("warning: what some VMs do is not known: {reason}"))
+        }
+        Progress::DefinedAlready(name) => {
+            Some(format!("{name} is defined already; nothing is changed"))
+        }
         Progress::NotRemoved { reason } => Some(format!(
             "warning: what is no longer needed is not removed: {reason}"
         )),

@@ -390,11 +390,12 @@ fn instance(error: &InstanceError) -> (Kind, Option<String>) {
             )),
         ),
         InstanceError::Busy { .. } => (Kind::Conflict, None),
-        InstanceError::Record { path, .. } => (
-            Kind::Store,
-            path.parent()
-                .map(|directory| format!("remove {}", directory.display())),
-        ),
+        InstanceError::Record { path, .. } => {
+            let name = path.parent().and_then(Path::file_name);
+            let name = name.map(|name| name.to_string_lossy());
+            let hint = name.map(|name| format!("remove what is left of it: `ironboot rm {name}`"));
+            (Kind::Store, hint)
+        }
     }
 }
 
@@ -456,13 +457,20 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
                  host, run ironboot there",
             ),
         ),
-        Error::Connect { .. } => (
+        Error::Connect { .. } | Error::Listing { is_lost: true, .. } => (
             Kind::Unavailable,
             hint("start libvirtd, or use `ironboot run`, which needs no daemon"),
         ),
         Error::ForeignDomain { .. } => (Kind::Conflict, hint("choose another name")),
+        Error::RunsOtherwise { domain } => (
+            Kind::Conflict,
+            Some(format!("stop it first: `ironboot stop {domain}`")),
+        ),
         Error::Running { .. } | Error::NotRunning { .. } => (Kind::Conflict, None),
-        Error::StopTimeout { .. } => (Kind::Timeout, hint("pull its plug with --force")),
+        Error::StopTimeout { domain, .. } => (
+            Kind::Timeout,
+            Some(format!("pull its plug: `ironboot stop --force {domain}`")),
+        ),
         Error::Trouble { .. } => (
             Kind::Hypervisor,
             hint(

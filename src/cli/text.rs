@@ -6,11 +6,13 @@ use std::path::Path;
 use indicatif::HumanBytes;
 
 use crate::boot::{BootMethod, BootPlan, UkiStart};
+use crate::cli::output;
 use crate::domain::{Boot, DomainSpec, Firmware, UefiImage};
 use crate::firmware::FirmwareChoice;
 use crate::image::{LayerRole, Selected, role};
+use crate::oci::Printable;
 use crate::ops::images::{Inspection, ListedImage};
-use crate::ops::instances::Listed;
+use crate::ops::list::{Listed, Subject};
 use crate::ops::trust::Judgement;
 use crate::ops::verify::{Outcome, Verified};
 use crate::signature::{self, Met, Signed, Verdict};
@@ -235,23 +237,48 @@ pub(super) fn staged(spec: &DomainSpec) -> String {
     table(&rows)
 }
 
-/// The list of instances.
+/// The list of instances, with a column for what is wrong if something is.
 pub(super) fn instances(listed: &[Listed]) -> String {
-    let mut rows = vec![row(&["NAME", "STATE", "HYPERVISOR", "BOOT", "IMAGE"])];
+    let mut heading = row(&["NAME", "STATE", "HYPERVISOR", "BOOT", "IMAGE"]);
+    let has_problems = listed.iter().any(|listed| listed.problem.is_some());
+    if has_problems {
+        heading.push("PROBLEM".to_owned());
+    }
+    let mut rows = vec![heading];
     for listed in listed {
-        let record = &listed.record;
-        let state = match (&listed.state, &record.hypervisor) {
-            (Ok(_), None) => "prepared".to_owned(),
-            (Ok(state), _) => state.as_str().to_owned(),
-            (Err(error), _) => format!("? ({error})"),
+        let (hypervisor, boot, image) = match &listed.subject {
+            Subject::Instance(record) => (
+                record.hypervisor.as_deref(),
+                record.spec.provenance.method.as_str(),
+                record.spec.provenance.reference.as_str(),
+            ),
+            Subject::Directory(_) => (None, "", ""),
+            Subject::Domain { uri, known } => {
+                let notes = known.notes.as_ref();
+                (
+                    Some(uri.as_str()),
+                    notes.map_or("", |notes| notes.method.as_str()),
+                    notes.map_or("", |notes| notes.reference.as_str()),
+                )
+            }
         };
-        rows.push(vec![
-            record.spec.name.to_string(),
-            state,
-            record.hypervisor.clone().unwrap_or_else(|| "-".to_owned()),
-            record.spec.provenance.method.clone(),
-            record.spec.provenance.reference.clone(),
-        ]);
+        // What a domain says, somebody may have written into it.
+        let cell = |text: &str| match text {
+            "" => "-".to_owned(),
+            text => Printable(text).to_string(),
+        };
+        let mut cells = vec![
+            cell(listed.subject.name()),
+            output::state(listed).to_owned(),
+            cell(hypervisor.unwrap_or_default()),
+            cell(boot),
+            cell(image),
+        ];
+        if has_problems {
+            let problem = listed.problem.as_ref();
+            cells.push(problem.map_or_else(|| "-".to_owned(), ToString::to_string));
+        }
+        rows.push(cells);
     }
     table(&rows)
 }

@@ -19,14 +19,14 @@ use crate::domain::{DomainName, DomainSpec};
 use crate::host::Host;
 use crate::hypervisor::qemu::args::MonitorSocket;
 use crate::hypervisor::qemu::{self, Qemu};
-use crate::hypervisor::{DomainState, HypervisorError, Stop};
-use crate::instance::Instances;
+use crate::hypervisor::{DomainState, HypervisorError, IfRunning, Stop};
+use crate::instance::{InstanceError, Instances};
 use crate::oci::Reference;
 use crate::ops::define::{self, Then};
-use crate::ops::instances::{self, IfRunning};
+use crate::ops::instances;
 use crate::ops::prepare::{self, IfDifferent, InstanceRequest, Prepared};
 use crate::ops::pull::{self, Extent, Pulled};
-use crate::ops::{Context, OpsError, resolve, run};
+use crate::ops::{Context, OpsError, list, resolve, run};
 use crate::store::Store;
 
 /// Images that one `pull` pulls at the same time.
@@ -136,7 +136,7 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             run_image(context, &request, detach, json).await
         }
         Verb::List => {
-            let listed = instances::list(context).await?;
+            let listed = list::list(context).await?;
             Ok(Ended::with(
                 text::instances(&listed),
                 output::instances(&listed),
@@ -275,10 +275,23 @@ async fn define(
     then: Then,
 ) -> Result<Ended, Report> {
     let hypervisor = open_hypervisor(uri)?;
-    let (prepared, state) =
-        define::define(context, request, &*hypervisor, if_different, then).await?;
-    let mut object = prepared_object(context, &prepared);
-    object["domain"] = output::instance(&prepared.record, Some(state.as_str()));
+    let defined = define::define(context, request, &*hypervisor, if_different, then).await;
+    let outcome = defined.map_err(|error| {
+        let is_different = matches!(
+            error,
+            OpsError::Instance(InstanceError::Different { .. }) if if_different == IfDifferent::Fail
+        );
+        let mut report = Report::from(error);
+        if is_different {
+            let hint = "pass --replace to remove that one, or choose another name";
+            report.hint = Some(hint.to_owned());
+        }
+        report
+    })?;
+    let mut object = prepared_object(context, &outcome.prepared);
+    let record = &outcome.prepared.record;
+    object["domain"] = output::instance(record, Some(outcome.state.as_str()));
+    object["changed"] = json!(outcome.is_changed);
     Ok(Ended::with(format!("{}\n", request.name), object))
 }
 

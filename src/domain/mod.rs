@@ -55,6 +55,15 @@ impl DomainSpec {
     pub fn console_log(&self) -> PathBuf {
         self.directory.join("console.log")
     }
+
+    /// The digest of everything that decides the VM: two that have the same are the same.
+    ///
+    /// It is of the canonical JSON, whose keys are sorted and which has no spaces. Errors if a path
+    /// is not UTF-8.
+    pub fn plan_digest(&self) -> Result<Digest, serde_json::Error> {
+        let canonical = serde_json::to_value(self)?.to_string();
+        Ok(Digest::of(canonical.as_bytes()))
+    }
 }
 
 /// What a VM was made from.

@@ -36,8 +36,9 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// Tells who QEMU runs as, and how a VM's files become that user's.
     async fn runs_as(&self) -> Result<RunsAs, HypervisorError>;
 
-    /// Makes the VM known. The same spec again changes nothing.
-    async fn define(&self, spec: &DomainSpec) -> Result<(), HypervisorError>;
+    /// Makes the VM known, as the spec has it. The same spec again writes nothing; one that runs as
+    /// another spec has it is an error.
+    async fn define(&self, spec: &DomainSpec) -> Result<Defined, HypervisorError>;
 
     /// Starts a VM that is known and stopped; one that runs is an error.
     async fn start(&self, spec: &DomainSpec) -> Result<(), HypervisorError>;
@@ -58,8 +59,18 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     /// no error.
     async fn undefine(&self, spec: &DomainSpec) -> Result<(), HypervisorError>;
 
-    /// The VMs that are known to it, whoever made them; none to a hypervisor that keeps no list.
+    /// The VMs that are known to it, whoever made them, and what each does, by one connection; none
+    /// to a hypervisor that keeps no list.
     async fn known(&self) -> Result<Vec<Known>, HypervisorError>;
+
+    /// Forgets a VM of which nothing else is left than what [`Hypervisor::known`] told, with its
+    /// firmware's variables; one that is not known any more is no error. `name` is for errors.
+    async fn evict(
+        &self,
+        name: &DomainName,
+        uuid: &str,
+        if_running: IfRunning,
+    ) -> Result<(), HypervisorError>;
 
     /// Opens the console of a running VM for typing.
     async fn console(&self, spec: &DomainSpec) -> Result<ConsoleInput, HypervisorError>;
@@ -68,15 +79,50 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
 /// Bytes for a VM's first serial port; the console is closed when it is dropped.
 pub type ConsoleInput = mpsc::Sender<Vec<u8>>;
 
+/// What was done to make a VM known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Defined {
+    /// It was defined now, or again.
+    Now,
+    /// It was there, and the same.
+    Already,
+}
+
+/// What to do with a VM that runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IfRunning {
+    /// Leave it, and fail.
+    Fail,
+    /// Pull its plug.
+    Stop,
+}
+
 /// A VM that a hypervisor knows, whoever made it, and what it names.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
     /// Its name.
     pub name: String,
+    /// Its identifier.
+    pub uuid: String,
+    /// What it does.
+    pub state: DomainState,
     /// Every text in its description that may have a path in it.
     pub texts: Vec<String>,
-    /// The documents that it was made from, if ironboot made it.
-    pub digests: Vec<Digest>,
+    /// What ironboot has noted in it, if ironboot made it.
+    pub notes: Option<Notes>,
+}
+
+/// What ironboot notes in a VM that it makes; what somebody has taken out again is empty.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Notes {
+    /// The image reference as it was asked for.
+    pub reference: String,
+    /// The documents that it was made from.
+    pub documents: Vec<Digest>,
+    /// The boot method's name.
+    pub method: String,
+    /// What it is, by [`DomainSpec::plan_digest`].
+    pub plan_digest: Option<Digest>,
 }
 
 /// A user and group of this host.
@@ -241,6 +287,8 @@ pub enum HypervisorError {
         uri: String,
         /// libvirt's words.
         message: String,
+        /// Whether it is gone, and may come back.
+        is_lost: bool,
     },
     /// libvirt refused.
     #[error("libvirt could not {action} {domain}: {message}")]
@@ -285,6 +333,12 @@ pub enum HypervisorError {
     /// It runs already.
     #[error("{domain} is running already")]
     Running {
+        /// The VM.
+        domain: DomainName,
+    },
+    /// It runs, and was started as another spec has it.
+    #[error("{domain} is running, and not as it is to be defined")]
+    RunsOtherwise {
         /// The VM.
         domain: DomainName,
     },

@@ -251,13 +251,15 @@ pub(super) async fn settle(
     let mut other = record.clone();
     other.spec.accelerator = choice.accelerator;
     other.accelerator_reason.clone_from(&choice.reason);
-    hypervisor.define(&other.spec).await?;
+    // The record first: it is what is meant, and the next start or define makes the hypervisor agree
+    // with it, should we not get that far.
     context.instances.update(&other)?;
+    hypervisor.define(&other.spec).await?;
     (context.report)(Progress::Accelerator(choice));
     if let Err(error) = hypervisor.start(&other.spec).await {
         // It was not KVM's fault, so the VM stays what it was.
-        hypervisor.define(&record.spec).await?;
         context.instances.update(record)?;
+        hypervisor.define(&record.spec).await?;
         return Err(error.into());
     }
     *record = other;

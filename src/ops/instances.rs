@@ -1,48 +1,10 @@
-//! The instances: list, start, stop, remove.
+//! The instances: start, stop, remove.
 
 use crate::domain::DomainName;
 use crate::files::Wait;
-use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop, qemu};
+use crate::hypervisor::{DomainState, Hypervisor, IfRunning, Known, Stop, qemu};
 use crate::instance::{InstanceError, Record};
-use crate::ops::{Context, OpsError, Progress, accelerator, blocking, trust, users};
-
-/// An instance and what it does.
-#[derive(Debug)]
-pub struct Listed {
-    /// What it is.
-    pub record: Record,
-    /// What it does; the reason where that can not be told.
-    pub state: Result<DomainState, HypervisorError>,
-}
-
-/// What to do with an instance that runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum IfRunning {
-    /// Leave it, and fail.
-    Fail,
-    /// Pull its plug.
-    Stop,
-}
-
-/// All instances.
-pub async fn list(context: &Context<'_>) -> Result<Vec<Listed>, OpsError> {
-    let mut listed = Vec::new();
-    for name in context.instances.names()? {
-        // It may have been removed since.
-        if let Some(record) = context.instances.find(&name)? {
-            let state = state(context, &record).await;
-            listed.push(Listed { record, state });
-        }
-    }
-    Ok(listed)
-}
-
-async fn state(context: &Context<'_>, record: &Record) -> Result<DomainState, HypervisorError> {
-    match &record.hypervisor {
-        Some(name) => (context.open_hypervisor)(name)?.state(&record.spec).await,
-        None => Ok(DomainState::Unknown),
-    }
-}
+use crate::ops::{Context, OpsError, Progress, accelerator, blocking, list, trust, users};
 
 /// The instance `name` and the hypervisor that runs it.
 pub fn find(
@@ -63,12 +25,10 @@ pub async fn start(context: &Context<'_>, name: &DomainName) -> Result<Record, O
     let (instances, locked) = (context.instances.clone(), name.clone());
     let _lock = blocking(move || instances.lock(&locked, Wait::ForEver)).await?;
     let (mut record, hypervisor) = find(context, name)?;
-    // A crash may have come between the instance and its definition.
-    if hypervisor.state(&record.spec).await? == DomainState::Unknown {
-        hypervisor.define(&record.spec).await?;
-    }
     if hypervisor.state(&record.spec).await? != DomainState::Running {
         trust::judge_instance(context, &record)?;
+        // A crash may have come between the record and what it is defined as.
+        hypervisor.define(&record.spec).await?;
         accelerator::start(context, &*hypervisor, &mut record).await?;
         (context.report)(Progress::Started(name.clone()));
     }
@@ -90,18 +50,74 @@ pub async fn remove(
 ) -> Result<(), OpsError> {
     let (instances, locked) = (context.instances.clone(), name.clone());
     let _lock = blocking(move || instances.lock(&locked, Wait::ForEver)).await?;
-    let Some(record) = context.instances.find(name)? else {
+    match context.instances.find(name) {
+        Ok(Some(record)) => remove_locked(context, &record, if_running).await,
+        Ok(None) => remove_rest(context, name, if_running, None).await,
+        Err(error) => remove_rest(context, name, if_running, Some(error)).await,
+    }
+}
+
+/// Removes what there is of an instance that has no record, or one that is `damaged`: a QEMU, a domain
+/// that is this store's, the directory, the pin.
+async fn remove_rest(
+    context: &Context<'_>,
+    name: &DomainName,
+    if_running: IfRunning,
+    damaged: Option<InstanceError>,
+) -> Result<(), OpsError> {
+    let directory = context.instances.directory(name);
+    let domains = domains_of(context, name).await?;
+    let runs = qemu::orphan::state(&directory)? == DomainState::Running;
+    if runs && if_running == IfRunning::Fail {
+        return Err(OpsError::StillRunning { name: name.clone() });
+    }
+    let is_pinned = || -> Result<bool, OpsError> {
         let pins = context.store.pins()?;
-        // Somebody else's directory of the name, as the script of a dry run makes it, would be in
-        // the way of an instance.
-        if context.instances.directory(name).exists()
-            || pins.iter().any(|(pinned, _)| pinned == name.as_str())
-        {
-            return forget(context, name).await;
-        }
-        return Err(InstanceError::None { name: name.clone() }.into());
+        Ok(pins.iter().any(|(pinned, _)| pinned == name.as_str()))
     };
-    remove_locked(context, &record, if_running).await
+    // Somebody else's directory of the name, as the script of a dry run makes it, would be in the
+    // way of an instance.
+    if domains.is_empty() && damaged.is_none() && !directory.exists() && !is_pinned()? {
+        return Err(InstanceError::None { name: name.clone() }.into());
+    }
+    for (uri, known) in domains {
+        let hypervisor = (context.open_hypervisor)(&uri)?;
+        hypervisor.evict(name, &known.uuid, if_running).await?;
+    }
+    qemu::orphan::end(name, &directory).await?;
+    forget(context, name).await
+}
+
+/// The domains that are of the instance `name`, or of its name and of no instance, of all libvirts.
+async fn domains_of(
+    context: &Context<'_>,
+    name: &DomainName,
+) -> Result<Vec<(String, Known)>, OpsError> {
+    let mut records = Vec::new();
+    for other in context.instances.names()? {
+        records.extend(context.instances.find(&other).ok().flatten());
+    }
+    let mut domains = Vec::new();
+    for (uri, has_instances) in users::libvirts(context, &records) {
+        let known = match users::ask(context, &uri).await {
+            Ok(known) => known,
+            // It may be this one's; whatever the record was, it may have said so.
+            Err(error) if has_instances || context.instances.mentions(name, &uri)? => {
+                return Err(error.into());
+            }
+            Err(_) => continue,
+        };
+        let of_others = |known: &Known| {
+            let mut others = records.iter().map(|record| record.spec.uuid.as_str());
+            others.any(|uuid| known.uuid.eq_ignore_ascii_case(uuid))
+        };
+        let own = known.into_iter().filter(|known| {
+            let is_named = known.name == name.as_str() && list::is_ours(&context.store, known);
+            (is_named || list::is_of(&context.store, known, name)) && !of_others(known)
+        });
+        domains.extend(own.map(|known| (uri.clone(), known)));
+    }
+    Ok(domains)
 }
 
 /// Removes an instance whose name is locked.

@@ -11,6 +11,7 @@ pub mod planner;
 mod preflight;
 pub mod images;
 pub mod instances;
+pub mod list;
 pub mod prepare;
 pub mod progress;
 pub mod prune;
@@ -312,7 +313,9 @@ impl OpsError {
         match self {
             Self::Source(error) => error.is_retryable(),
             Self::Fetch { source, .. } => source.is_retryable(),
-            Self::Hypervisor(HypervisorError::Connect { .. })
+            Self::Hypervisor(
+                HypervisorError::Connect { .. } | HypervisorError::Listing { is_lost: true, .. },
+            )
             | Self::Instance(InstanceError::Busy { .. }) => true,
             _ => false,
         }

@@ -10,12 +10,12 @@ use crate::domain::{
 use crate::files::{FileError, Wait};
 use crate::firmware::FirmwareChoice;
 use crate::host::AcceleratorChoice;
-use crate::hypervisor::{Hypervisor, Owner, RunsAs, qemu};
+use crate::hypervisor::{Hypervisor, IfRunning, Owner, RunsAs, qemu};
 use crate::image::Selected;
 use crate::instance::{Draft, InstanceError, Instances, NameLock, Reach, Record};
 use crate::oci::{Descriptor, Digest};
 use crate::ops::accelerator::{self, AcceleratorWish};
-use crate::ops::instances::{self, IfRunning};
+use crate::ops::instances;
 use crate::ops::planner::Planner;
 use crate::ops::preflight;
 use crate::ops::pull::{self, Extent};

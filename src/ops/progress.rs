@@ -103,6 +103,10 @@ pub enum Progress {
     /// A libvirt can not be asked which of its domains need blobs, for this reason; no blob is
     /// removed.
     DomainsUnknown(String),
+    /// A hypervisor can not be asked what its VMs do, for this reason.
+    StatesUnknown(String),
+    /// A VM is defined as it was asked for already.
+    DefinedAlready(DomainName),
     /// A VM was started.
     Started(DomainName),
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::hypervisor::{HypervisorError, Known, qemu};
+use crate::instance::Record;
 use crate::oci::Digest;
 use crate::ops::{Context, OpsError, Progress, blocking};
 use crate::store::{Removed, Store, Use, User};
@@ -23,23 +24,15 @@ pub(super) struct Domains {
 ///
 /// The caller's own need not be there. Where another is not, that is reported.
 pub(super) async fn domains(context: &Context<'_>) -> Result<Domains, OpsError> {
-    let mut known_by: BTreeMap<String, bool> = context
-        .libvirt
-        .iter()
-        .map(|uri| (uri.clone(), false))
-        .collect();
     let mut instances = BTreeSet::new();
+    let mut records = Vec::new();
     for name in context.instances.names()? {
-        instances.insert(name.to_string());
         // A record that can not be read keeps what it names all the same.
-        if let Ok(Some(record)) = context.instances.find(&name)
-            && let Some(hypervisor) = record.hypervisor.filter(|name| name != qemu::NAME)
-        {
-            known_by.insert(hypervisor, true);
-        }
+        records.extend(context.instances.find(&name).ok().flatten());
+        instances.insert(name.to_string());
     }
     let mut domains = Domains::default();
-    for (uri, has_instances) in known_by {
+    for (uri, has_instances) in libvirts(context, &records) {
         match ask(context, &uri).await {
             Ok(known) => {
                 let uses = known.into_iter();
@@ -60,16 +53,26 @@ pub(super) async fn domains(context: &Context<'_>) -> Result<Domains, OpsError> 
     Ok(domains)
 }
 
-async fn ask(context: &Context<'_>, uri: &str) -> Result<Vec<Known>, HypervisorError> {
+/// Each libvirt that one of `records` belongs to, and the caller's own; by its URI, and whether there
+/// is such a record.
+pub(super) fn libvirts(context: &Context<'_>, records: &[Record]) -> BTreeMap<String, bool> {
+    let own = context.libvirt.iter().map(|uri| (uri.clone(), false));
+    let hypervisors = records
+        .iter()
+        .filter_map(|record| record.hypervisor.clone());
+    let theirs = hypervisors.filter(|name| name != qemu::NAME);
+    own.chain(theirs.map(|uri| (uri, true))).collect()
+}
+
+/// Asks a libvirt for all its domains.
+pub(super) async fn ask(context: &Context<'_>, uri: &str) -> Result<Vec<Known>, HypervisorError> {
     (context.open_hypervisor)(uri)?.known().await
 }
 
 /// What a domain needs of the store; nothing if it does not use it.
 fn use_of(store: &Store, uri: &str, instances: &BTreeSet<String>, known: Known) -> Option<Use> {
     let Known {
-        name,
-        texts,
-        digests,
+        name, texts, notes, ..
     } = known;
     let in_store: Vec<BTreeSet<Digest>> = texts
         .iter()
@@ -79,7 +82,7 @@ fn use_of(store: &Store, uri: &str, instances: &BTreeSet<String>, known: Known) 
         return None;
     }
     let mut opened: BTreeSet<Digest> = in_store.into_iter().flatten().collect();
-    let mut named: BTreeSet<Digest> = digests.into_iter().collect();
+    let mut named: BTreeSet<Digest> = notes.unwrap_or_default().documents.into_iter().collect();
     // Of an instance it is known what it was made from.
     let user = if instances.contains(&name) {
         named.append(&mut opened);

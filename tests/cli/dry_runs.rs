@@ -201,6 +201,10 @@ fn a_dry_define_prints_the_xml_and_touches_nothing() {
         // The user that QEMU runs as has another number on each machine.
         let (xml, rest) = output.text().split_once("<label>").map(owned).unwrap();
         let (_, rest) = rest.split_once("</label>").unwrap();
+        // So has the plan, which is of this test's own paths.
+        let (xml, plan) = xml.split_once("<ironboot:plan-digest>").unwrap();
+        let (_, plan) = plan.split_once("</ironboot:plan-digest>").unwrap();
+        let xml = format!("{xml}<ironboot:plan-digest>$PLAN</ironboot:plan-digest>{plan}");
         check(
             &format!("{xml}<label>$USER</label>{rest}"),
             r#"
@@ -212,6 +216,7 @@ fn a_dry_define_prints_the_xml_and_touches_nothing() {
                   <ironboot:reference>oci:$LAYOUT:1</ironboot:reference>
                   <ironboot:index-digest>sha256:<top></ironboot:index-digest>
                   <ironboot:manifest-digest>sha256:<manifest></ironboot:manifest-digest>
+                  <ironboot:plan-digest>$PLAN</ironboot:plan-digest>
                   <ironboot:boot-method>direct</ironboot:boot-method>
                 </ironboot:image>
               </metadata>

@@ -306,8 +306,16 @@ fn instances_are_listed_and_removed_with_their_files_and_pins() {
         b  prepared  -  disk  oci:$LAYOUT:1
         "#,
     );
+    let mut first = sandbox.run("list --json").json()["instances"][0].take();
+    // It is of paths that are others at every test.
+    let plan_digest = first
+        .as_object_mut()
+        .unwrap()
+        .remove("plan_digest")
+        .unwrap();
+    assert!(plan_digest.as_str().unwrap().starts_with("sha256:"));
     check_json(
-        &sandbox.run("list --json").json()["instances"][0],
+        &first,
         r#"
         {
           "accelerator": "tcg",
@@ -323,6 +331,7 @@ fn instances_are_listed_and_removed_with_their_files_and_pins() {
           "manifest_digest": "sha256:<manifest>",
           "memory_mib": 2048,
           "name": "a",
+          "problem": null,
           "state": "prepared"
         }
         "#,
@@ -374,6 +383,70 @@ fn instances_are_listed_and_removed_with_their_files_and_pins() {
         [exit status: 125]
         "#,
     );
+}
+
+#[test]
+fn what_is_left_of_instances_is_listed_beside_the_others_and_removed_by_name() {
+    let sandbox = Sandbox::new();
+    let image = sandbox.layout(&disk_only(&disk("amd64")));
+    for name in ["cut", "lost", "whole"] {
+        run(&sandbox, &format!("prepare -q --name {name}"), &image);
+    }
+    let instances = sandbox.store().join("instances");
+    let record = fs::read(instances.join("cut/record.json")).unwrap();
+    let cut = record.iter().position(|byte| *byte == b',').unwrap();
+    fs::write(instances.join("cut/record.json"), &record[..cut]).unwrap();
+    fs::remove_file(instances.join("lost/record.json")).unwrap();
+    fs::write(instances.join("stray"), "").unwrap();
+    check(
+        &sandbox.run("list").text(),
+        r#"
+        NAME  STATE  HYPERVISOR  BOOT  IMAGE  PROBLEM
+        cut  stopped  -  -  -  record is damaged: $TMP/store/instances/cut/record.json
+        lost  stopped  -  -  -  it has no record
+        stray  stopped  -  -  -  it has no record
+        whole  prepared  -  disk  oci:$LAYOUT:1  -
+        "#,
+    );
+    let listed = sandbox.run("list --json").json();
+    let problems: Vec<&Value> = listed["instances"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|instance| &instance["problem"])
+        .collect();
+    assert_eq!(
+        problems,
+        [
+            &Value::from("damaged-record"),
+            &Value::from("no-record"),
+            &Value::from("no-record"),
+            &Value::Null
+        ]
+    );
+    let fields = listed["instances"].as_array().unwrap().iter();
+    let mut fields = fields.map(|row| {
+        let fields = row.as_object().unwrap().keys();
+        fields.cloned().collect::<Vec<String>>()
+    });
+    let first = fields.next().unwrap();
+    assert!(fields.all(|fields| fields == first));
+
+    check(
+        &sandbox.run("start cut").text(),
+        r#"
+        ------- stderr -------
+        error: record is damaged: $TMP/store/instances/cut/record.json
+          caused by: EOF while parsing an object at line 2 column 21
+        hint: remove what is left of it: `ironboot rm cut`
+        [exit status: 125]
+        "#,
+    );
+    for name in ["cut", "lost", "stray"] {
+        assert_eq!(sandbox.run(format!("rm {name}")).status, 0, "{name}");
+    }
+    assert_eq!(sandbox.names("instances"), ["whole"]);
+    assert_eq!(sandbox.names("pins"), ["whole.json"]);
 }
 
 #[test]

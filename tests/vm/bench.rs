@@ -29,7 +29,7 @@ pub(crate) struct Images {
 pub(crate) struct Bench {
     root: TempDir,
     images: Arc<Images>,
-    _permit: Permit,
+    _permit: Arc<Permit>,
 }
 
 impl Images {
@@ -199,7 +199,16 @@ impl Bench {
         Self {
             root,
             images: Images::shared(),
-            _permit: permit,
+            _permit: Arc::new(permit),
+        }
+    }
+
+    /// Another store of the same test, for what runs no guest.
+    pub(crate) fn beside(other: &Self) -> Self {
+        Self {
+            root: tempfile::tempdir().unwrap(),
+            images: Arc::clone(&other.images),
+            _permit: Arc::clone(&other._permit),
         }
     }
 

@@ -36,7 +36,7 @@ impl Defined {
     }
 
     /// Starts `define` of the tests' image and machine under the name.
-    fn define(&self, options: &[&str]) -> Session {
+    pub(crate) fn define(&self, options: &[&str]) -> Session {
         let mut all = vec!["--json", "--name", &self.name];
         all.extend(options);
         self.bench.start("define", &all)
@@ -44,7 +44,7 @@ impl Defined {
 
     /// Executes it; it must succeed. Gives what it says.
     #[track_caller]
-    fn defines(&self, options: &[&str]) -> Value {
+    pub(crate) fn defines(&self, options: &[&str]) -> Value {
         self.define(options).ends().with_code(0).json()
     }
 
@@ -74,12 +74,48 @@ impl Defined {
     #[track_caller]
     pub(crate) fn is_removed(&self, options: &[&str]) {
         self.does("rm", options);
+        self.is_gone();
+    }
+
+    /// Fails unless nothing is left, here and at libvirt.
+    #[track_caller]
+    pub(crate) fn is_gone(&self) {
         self.bench.is_clean();
         let names = virsh(&["list", "--all", "--name"]).unwrap();
         assert!(!names.lines().any(|name| name == self.name), "{names}");
         for directory in ["/var/lib/libvirt/qemu/nvram", "/etc/libvirt/qemu"] {
             assert_eq!(names_with(Path::new(directory), &self.name), [""; 0]);
         }
+    }
+}
+
+impl Defined {
+    /// Kills `verb` at some moments of its time; after each kill `repeat` shows that it is completed,
+    /// and `reset` makes what it begins with.
+    #[track_caller]
+    pub(crate) fn at_any_moment(
+        &self,
+        verb: &str,
+        options: &[&str],
+        reset: &dyn Fn(),
+        repeat: &dyn Fn(&str),
+    ) {
+        const MOMENTS: u32 = 10;
+        let begun = Instant::now();
+        self.does(verb, options);
+        let whole = begun.elapsed();
+        let mut all = vec![verb, &self.name];
+        all.extend(options);
+        for moment in 0..MOMENTS {
+            reset();
+            let killed = Session::start(self.bench.command(&all));
+            // Moments are all this sleep is for; nothing depends on where they fall.
+            thread::sleep(whole * moment / MOMENTS);
+            killed.signal(Signal::KILL);
+            killed.ends();
+            repeat(&format!("moment {moment} of {MOMENTS}"));
+        }
+        reset();
     }
 }
 

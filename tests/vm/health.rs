@@ -55,7 +55,7 @@ async fn under_kvm(hypervisor: &dyn Hypervisor, name: &str) -> Vm {
 async fn outcome(hypervisor: &dyn Hypervisor, vm: &Vm) -> Outcome {
     let spec = &vm.spec;
     let started = match hypervisor.define(spec).await {
-        Ok(()) => hypervisor.start(spec).await,
+        Ok(_) => hypervisor.start(spec).await,
         Err(error) => Err(error),
     };
     let outcome = match started {

@@ -14,6 +14,8 @@
 //! | `failures`  | QEMUs that do not start                                                 |
 //! | `health`    | VMs that were started and do not run                                    |
 //! | `define`    | libvirt through the program                                             |
+//! | `orphans`   | what only the store or only libvirt knows of, and kills in between      |
+//! | `lost`      | libvirt that goes away in the middle of a call                          |
 //! | `libvirt`   | libvirt through the trait                                               |
 //! | `reach`     | that QEMU's user can open what it is foretold to                        |
 //! | `owners`    | what libvirt does to the files that VMs share: nothing                  |
@@ -35,6 +37,10 @@ mod failures;
 mod health;
 #[cfg(feature = "libvirt")]
 mod define;
+#[cfg(feature = "libvirt")]
+mod orphans;
+#[cfg(feature = "libvirt")]
+mod lost;
 #[cfg(feature = "libvirt")]
 mod libvirt;
 mod reach;

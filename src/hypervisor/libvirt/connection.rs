@@ -1,5 +1,6 @@
 //! Connections to libvirt, and what their errors are called.
 
+use std::fmt::Display;
 use std::io;
 use std::sync::Once;
 
@@ -9,6 +10,7 @@ use virt::error::{Error as VirtError, ErrorNumber};
 
 use crate::domain::DomainName;
 use crate::hypervisor::HypervisorError;
+use crate::hypervisor::libvirt::known::Failure;
 
 /// Where a connection leads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,11 +44,27 @@ impl Connection {
     }
 
     /// For a list of its domains that is not whole.
-    pub(super) fn unlisted(&self, message: &str) -> HypervisorError {
+    pub(super) fn unlisted(&self, error: &VirtError) -> HypervisorError {
         HypervisorError::Listing {
             uri: self.uri.as_str().to_owned(),
-            message: message.to_owned(),
+            message: error.message().to_owned(),
+            is_lost: self.is_lost(),
         }
+    }
+
+    /// For one of its domains that is described in no way that is known.
+    pub(super) fn unreadable(&self, error: &dyn Display) -> HypervisorError {
+        HypervisorError::Listing {
+            uri: self.uri.as_str().to_owned(),
+            message: error.to_string(),
+            is_lost: false,
+        }
+    }
+
+    /// The code of an error does not tell whether it was us who lost libvirt, or libvirt who did not
+    /// reach a daemon of its own.
+    fn is_lost(&self) -> bool {
+        self.handle.is_alive() != Ok(true)
     }
 }
 
@@ -74,14 +92,24 @@ impl Attempt {
         }
     }
 
+    /// The same, for what was read of a domain.
+    pub(super) fn described<T>(
+        &self,
+        result: Result<Option<T>, Failure>,
+    ) -> Result<Option<T>, HypervisorError> {
+        match result {
+            Ok(described) => Ok(described),
+            Err(Failure::Libvirt(error)) => self.known(Err(error)).map(Option::flatten),
+            Err(Failure::Document(error)) => Err(self.refused(error.to_string())),
+        }
+    }
+
     pub(super) fn required(&self, domain: Option<Domain>) -> Result<Domain, HypervisorError> {
         domain.ok_or_else(|| self.refused("it is not defined".to_owned()))
     }
 
     pub(super) fn failed(&self, error: &VirtError) -> HypervisorError {
-        // The code does not tell whether it was us who lost libvirt, or libvirt who did not reach
-        // a daemon of its own.
-        if self.connection.handle.is_alive() != Ok(true) {
+        if self.connection.is_lost() {
             return self.connection.lost(error);
         }
         self.refused(error.message().to_owned())

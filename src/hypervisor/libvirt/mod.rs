@@ -33,10 +33,11 @@ use virt::domain::{
 use virt::enumutil::Enum;
 use virt::error::Error as VirtError;
 
-use crate::domain::DomainSpec;
+use crate::domain::{DomainName, DomainSpec};
 use crate::hypervisor::libvirt::connection::{Attempt, Connection, Uri};
 use crate::hypervisor::{
-    ConsoleInput, DomainState, Hypervisor, HypervisorError, Known, RunsAs, Stop, Trouble,
+    ConsoleInput, Defined, DomainState, Hypervisor, HypervisorError, IfRunning, Known, RunsAs,
+    Stop, Trouble,
 };
 use crate::oci::Printable;
 
@@ -112,8 +113,18 @@ impl Libvirt {
         action: &'static str,
         work: impl FnOnce(&Attempt, Option<Domain>) -> Result<T, HypervisorError> + Send + 'static,
     ) -> Result<T, HypervisorError> {
-        let name = spec.name.clone();
-        let uuid = spec.uuid.clone();
+        self.with_uuid((&spec.name, spec.uuid.as_str()), action, work)
+            .await
+    }
+
+    /// The same, for a VM of which only name and identifier are known.
+    async fn with_uuid<T: Send + 'static>(
+        &self,
+        (name, uuid): (&DomainName, &str),
+        action: &'static str,
+        work: impl FnOnce(&Attempt, Option<Domain>) -> Result<T, HypervisorError> + Send + 'static,
+    ) -> Result<T, HypervisorError> {
+        let (name, uuid) = (name.clone(), uuid.to_owned());
         self.connected(move |connection| {
             let attempt = Attempt {
                 connection,
@@ -123,7 +134,7 @@ impl Libvirt {
             let found = attempt
                 .connection
                 .handle
-                .lookup_domain_by_uuid_string(uuid.as_str());
+                .lookup_domain_by_uuid_string(&uuid);
             let domain = attempt.known(found)?;
             work(&attempt, domain)
         })
@@ -156,10 +167,23 @@ impl Hypervisor for Libvirt {
         })
     }
 
-    async fn define(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
+    async fn define(&self, spec: &DomainSpec) -> Result<Defined, HypervisorError> {
         let document = self.xml(spec).await?;
         let uuid = spec.uuid.clone();
-        self.with_domain(spec, "define", move |attempt, _| {
+        let plan_digest = xml::plan_digest(spec)?;
+        self.with_domain(spec, "define", move |attempt, domain| {
+            if let Some(domain) = domain {
+                let notes = attempt.described(known::notes(&domain))?;
+                let is_same = notes.and_then(|notes| notes.plan_digest) == Some(plan_digest);
+                // One that libvirt keeps in memory only would be gone when it stops.
+                if is_same && attempt.done(domain.is_persistent())? {
+                    return Ok(Defined::Already);
+                }
+                if !is_same && attempt.done(domain.is_active())? {
+                    let domain = attempt.name.clone();
+                    return Err(HypervisorError::RunsOtherwise { domain });
+                }
+            }
             let libvirt = &attempt.connection.handle;
             if let Some(domain) =
                 attempt.known(libvirt.lookup_domain_by_name(attempt.name.as_str()))?
@@ -175,7 +199,7 @@ impl Hypervisor for Libvirt {
             // firmware's format, say, would be defined and hang.
             let flags = virt::sys::VIR_DOMAIN_DEFINE_VALIDATE;
             attempt.done(libvirt.define_domain_xml_flags(&document, flags))?;
-            Ok(())
+            Ok(Defined::Now)
         })
         .await
     }
@@ -206,7 +230,10 @@ impl Hypervisor for Libvirt {
     async fn state(&self, spec: &DomainSpec) -> Result<DomainState, HypervisorError> {
         self.with_domain(spec, "tell the state of", |attempt, domain| match domain {
             None => Ok(DomainState::Unknown),
-            Some(domain) => state(attempt, &domain),
+            Some(domain) => {
+                let state = attempt.known(state_of(&domain))?;
+                Ok(state.map_or(DomainState::Unknown, |(state, _)| state))
+            }
         })
         .await
     }
@@ -216,7 +243,8 @@ impl Hypervisor for Libvirt {
             let Some(domain) = domain else {
                 return Ok(None);
             };
-            Ok(looked_up(attempt, &domain)?.and_then(|(_, reason)| trouble(reason)))
+            let state = attempt.known(state_of(&domain))?;
+            Ok(state.and_then(|(_, reason)| trouble(reason)))
         })
         .await
     }
@@ -266,18 +294,35 @@ impl Hypervisor for Libvirt {
                 });
             }
             // The variable store is in the VM's directory, which is the caller's to delete.
-            let flags = virt::sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
-                | virt::sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
-                | virt::sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
-                | virt::sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
-            attempt.known(domain.undefine_flags(flags))?;
-            Ok(())
+            undefine(attempt, &domain, virt::sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
         })
         .await
     }
 
     async fn known(&self) -> Result<Vec<Known>, HypervisorError> {
         self.connected(|connection| known::known(&connection)).await
+    }
+
+    async fn evict(
+        &self,
+        name: &DomainName,
+        uuid: &str,
+        if_running: IfRunning,
+    ) -> Result<(), HypervisorError> {
+        self.with_uuid((name, uuid), "undefine", move |attempt, domain| {
+            let Some(domain) = domain else { return Ok(()) };
+            if attempt.done(domain.is_active())? {
+                if if_running == IfRunning::Fail {
+                    return Err(HypervisorError::Running {
+                        domain: attempt.name.clone(),
+                    });
+                }
+                attempt.done(domain.destroy())?;
+            }
+            // One that libvirt had in memory only is gone by now.
+            undefine(attempt, &domain, virt::sys::VIR_DOMAIN_UNDEFINE_NVRAM)
+        })
+        .await
     }
 
     async fn console(&self, spec: &DomainSpec) -> Result<ConsoleInput, HypervisorError> {
@@ -306,29 +351,29 @@ impl Libvirt {
     }
 }
 
-/// Asks libvirt for the state of a domain, which may be gone by now.
-fn looked_up(
-    attempt: &Attempt,
-    domain: &Domain,
-) -> Result<Option<(VirtState, DomainStateReasonEnum)>, HypervisorError> {
-    let (state, reason) = attempt.done(domain.state())?;
-    match state.known() {
-        Some(state) => Ok(Some((state, reason))),
-        // The crate drops the call's error and returns a state that there is not.
-        None => attempt.known(Err(VirtError::last_error())),
-    }
+/// Undefines a domain, which may be gone by now, with all that libvirt keeps for it; `nvram` is
+/// what to do with its firmware's variables.
+fn undefine(attempt: &Attempt, domain: &Domain, nvram: u32) -> Result<(), HypervisorError> {
+    let flags = nvram
+        | virt::sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+        | virt::sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+        | virt::sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
+    attempt.known(domain.undefine_flags(flags))?;
+    Ok(())
 }
 
-fn state(attempt: &Attempt, domain: &Domain) -> Result<DomainState, HypervisorError> {
-    let Some((state, reason)) = looked_up(attempt, domain)? else {
-        return Ok(DomainState::Unknown);
-    };
-    Ok(match state {
+/// Asks libvirt for the state of a domain, and why it is in it.
+fn state_of(domain: &Domain) -> Result<(DomainState, DomainStateReasonEnum), VirtError> {
+    let (state, reason) = domain.state()?;
+    // The crate drops the call's error and returns a state that there is not.
+    let state = state.known().ok_or_else(VirtError::last_error)?;
+    let state = match state {
         VirtState::Running | VirtState::Blocked | VirtState::Shutdown => DomainState::Running,
         VirtState::Shutoff | VirtState::Crashed => DomainState::Stopped,
         VirtState::Paused if is_passing(reason) => DomainState::Running,
         VirtState::Paused | VirtState::PMSuspended | VirtState::NoState => DomainState::Paused,
-    })
+    };
+    Ok((state, reason))
 }
 
 /// Tells whether libvirt itself has paused the VM, on its way up or down.

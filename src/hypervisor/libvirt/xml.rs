@@ -9,6 +9,7 @@ use crate::hypervisor::libvirt::devices::devices;
 use crate::hypervisor::libvirt::element::{Element, path_text};
 use crate::hypervisor::libvirt::os::{oem_strings, os};
 use crate::hypervisor::{HypervisorError, Owner, RunsAs, without_network_boot};
+use crate::oci::Digest;
 
 /// Namespace of what ironboot notes in a domain's metadata.
 pub(super) const METADATA_NAMESPACE: &str = "https://ironcore.dev/ironboot/domain/1";
@@ -48,7 +49,7 @@ pub(super) fn domain(spec: &DomainSpec, runs_as: RunsAs) -> Result<Element, Hype
         [
             Element::of_text("name", name.as_str()),
             Element::of_text("uuid", uuid.as_str()),
-            metadata(provenance),
+            metadata(provenance, &plan_digest(spec)?),
             Element::of_text("memory", memory.mib().to_string()).with("unit", "MiB"),
             Element::of_text("vcpu", cpus.to_string()),
         ]
@@ -71,7 +72,9 @@ pub(super) fn domain(spec: &DomainSpec, runs_as: RunsAs) -> Result<Element, Hype
 }
 
 /// libvirt keeps one element of each namespace in a domain's metadata.
-fn metadata(provenance: &Provenance) -> Element {
+///
+/// The names of these are what `known` reads.
+fn metadata(provenance: &Provenance, plan_digest: &Digest) -> Element {
     let Provenance {
         reference,
         index_digest,
@@ -87,8 +90,16 @@ fn metadata(provenance: &Provenance) -> Element {
         .holding(index_digest)
         .holding([
             Element::of_text("ironboot:manifest-digest", manifest_digest.to_string()),
+            Element::of_text("ironboot:plan-digest", plan_digest.to_string()),
             Element::of_text("ironboot:boot-method", method),
         ])])
+}
+
+pub(super) fn plan_digest(spec: &DomainSpec) -> Result<Digest, HypervisorError> {
+    // Only a path can fail, and all that may be no text are below the VM's directory or beside it.
+    let path = || spec.directory.clone();
+    spec.plan_digest()
+        .map_err(|_| HypervisorError::Path { path: path() })
 }
 
 fn fw_cfg(spec: &DomainSpec) -> Result<Option<Element>, HypervisorError> {

@@ -16,6 +16,7 @@ pub mod args;
 mod devices;
 mod guard;
 mod options;
+pub mod orphan;
 mod qmp;
 pub mod version;
 
@@ -40,7 +41,8 @@ use crate::domain::{DomainName, DomainSpec};
 use crate::files::{self, Lock, Wait};
 use crate::hypervisor::qemu::args::MonitorSocket;
 use crate::hypervisor::{
-    ConsoleInput, DomainState, Hypervisor, HypervisorError, Known, RunsAs, Stop, Trouble,
+    ConsoleInput, Defined, DomainState, Hypervisor, HypervisorError, IfRunning, Known, RunsAs,
+    Stop, Trouble,
 };
 
 pub use guard::Guard;
@@ -78,8 +80,8 @@ impl Hypervisor for Qemu {
     }
 
     /// QEMU keeps no list of VMs: the instance's record is all there is.
-    async fn define(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
-        args::command(spec, MonitorSocket::Named).map(drop)
+    async fn define(&self, spec: &DomainSpec) -> Result<Defined, HypervisorError> {
+        args::command(spec, MonitorSocket::Named).map(|_| Defined::Already)
     }
 
     async fn start(&self, spec: &DomainSpec) -> Result<(), HypervisorError> {
@@ -137,7 +139,7 @@ impl Hypervisor for Qemu {
             Stop::Force => {
                 let quit = qmp::execute(spec, "quit").await;
                 if !ends_within(&spec.directory, QUIT_TIMEOUT).await? {
-                    kill(spec)?;
+                    kill(&spec.directory)?;
                     if !ends_within(&spec.directory, QUIT_TIMEOUT).await? {
                         quit?;
                         return Err(HypervisorError::StopTimeout {
@@ -152,6 +154,16 @@ impl Hypervisor for Qemu {
     }
 
     async fn undefine(&self, _spec: &DomainSpec) -> Result<(), HypervisorError> {
+        Ok(())
+    }
+
+    /// It knows none to forget; what runs without a record is in [`orphan`].
+    async fn evict(
+        &self,
+        _name: &DomainName,
+        _uuid: &str,
+        _if_running: IfRunning,
+    ) -> Result<(), HypervisorError> {
         Ok(())
     }
 
@@ -348,14 +360,14 @@ fn started(spec: &DomainSpec, status: ExitStatus) -> Result<(), HypervisorError>
 }
 
 /// Kills a QEMU that does not obey. The process is ours only if it works in the VM's directory.
-fn kill(spec: &DomainSpec) -> Result<(), HypervisorError> {
-    let path = spec.directory.join(args::PID_FILE);
+fn kill(directory: &Path) -> Result<(), HypervisorError> {
+    let path = directory.join(args::PID_FILE);
     let text = fs::read_to_string(&path).map_err(of_file(&path))?;
     let process = text.trim().parse().ok().and_then(Pid::from_raw);
     // Not by path: the kernel tells it without the symbolic links of ours.
     let identity =
         |directory: &Path| fs::metadata(directory).map(|metadata| (metadata.dev(), metadata.ino()));
-    let own = identity(&spec.directory).map_err(of_file(&spec.directory))?;
+    let own = identity(directory).map_err(of_file(directory))?;
     let is_ours = |pid: Pid| {
         let working = format!("/proc/{}/cwd", pid.as_raw_nonzero());
         identity(Path::new(&working)).is_ok_and(|directory| directory == own)
