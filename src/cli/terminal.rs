@@ -62,14 +62,14 @@ pub(super) async fn attach(
     sink: Sink,
     signals: &mut Signals,
 ) -> Result<Left, OpsError> {
-    let input = match hypervisor.console(spec).await {
-        Ok(input) => Some(input),
+    let console = match hypervisor.console(spec).await {
+        Ok(console) => Some(console),
         // A guest that has already powered off has no keyboard, but its words are there.
         Err(_) if hypervisor.state(spec).await? != DomainState::Running => None,
         Err(error) => return Err(error.into()),
     };
     let raw = RawMode::enter();
-    let detached = read_keyboard(input);
+    let detached = read_keyboard(console.as_ref().map(|console| console.input.clone()));
     let mut write = |bytes: &[u8]| sink.write(bytes);
     let follow = console::follow(spec, hypervisor, &mut write);
     let left = tokio::select! {
@@ -78,6 +78,9 @@ pub(super) async fn attach(
         number = signals.next() => Ok(Left::Signal(number)),
     };
     drop(raw);
+    if let Some(console) = console {
+        console.close().await;
+    }
     left
 }
 

@@ -17,12 +17,15 @@ pub mod qemu;
 pub(crate) mod samples;
 
 use std::fmt;
+use std::panic::resume_unwind;
 use std::path::PathBuf;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use thiserror::Error;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep};
 
 use crate::domain::{Boot, DomainName, DomainSpec, Firmware, Uuid};
 use crate::oci::Digest;
@@ -73,11 +76,54 @@ pub trait Hypervisor: fmt::Debug + Send + Sync {
     ) -> Result<(), HypervisorError>;
 
     /// Opens the console of a running VM for typing.
-    async fn console(&self, spec: &DomainSpec) -> Result<ConsoleInput, HypervisorError>;
+    async fn console(&self, spec: &DomainSpec) -> Result<Console, HypervisorError>;
 }
 
-/// Bytes for a VM's first serial port; the console is closed when it is dropped.
+/// Bytes for a VM's first serial port.
 pub type ConsoleInput = mpsc::Sender<Vec<u8>>;
+
+/// The console of a running VM, open for typing.
+#[derive(Debug)]
+pub struct Console {
+    /// Takes what is typed; closed when the VM has stopped.
+    pub input: ConsoleInput,
+    /// Dropped to end what serves the console.
+    open: Option<oneshot::Sender<()>>,
+    /// What serves it, if that is not the runtime's.
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Console {
+    /// One that ends with its last input.
+    fn of(input: ConsoleInput) -> Self {
+        Self {
+            input,
+            open: None,
+            threads: Vec::new(),
+        }
+    }
+
+    /// Passes on what was typed and closes the console; what served it has ended when this returns,
+    /// or hangs in a call that its hypervisor does not answer.
+    pub async fn close(self) {
+        drop(self.open);
+        drop(self.input);
+        let deadline = Instant::now() + CLOSE_PATIENCE;
+        while self.threads.iter().any(|thread| !thread.is_finished()) && Instant::now() < deadline {
+            sleep(CLOSE_POLL).await;
+        }
+        for thread in self.threads {
+            if thread.is_finished() {
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic));
+            }
+        }
+    }
+}
+
+/// How long a console may take to close.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// How often it is looked at meanwhile.
+const CLOSE_POLL: Duration = Duration::from_millis(2);
 
 /// What was done to make a VM known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

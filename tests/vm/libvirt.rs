@@ -158,9 +158,9 @@ async fn what_is_typed_arrives_and_the_console_ends_with_the_vm() {
             libvirt.console(spec).await,
             Err(HypervisorError::Libvirt { message, .. }) if message.contains("Active console session")
         ));
-        type_line(&console, &format!("echo \"$((6 * 7)) {text}\"")).await;
+        type_line(&console.input, &format!("echo \"$((6 * 7)) {text}\"")).await;
         fixture.vm.prints(&format!("42 {text}")).await;
-        drop(console);
+        console.close().await;
         console_threads_end().await;
     }
 
@@ -168,17 +168,19 @@ async fn what_is_typed_arrives_and_the_console_ends_with_the_vm() {
     // More than the terminal and the stream hold at a time, both ways.
     let long = "x".repeat(1000);
     for _ in 0..50 {
-        type_line(&console, &format!(": {long}")).await;
+        type_line(&console.input, &format!(": {long}")).await;
     }
-    type_line(&console, "echo \"all of $((50 * 1000))\"").await;
+    type_line(&console.input, "echo \"all of $((50 * 1000))\"").await;
     fixture.vm.prints("all of 50000").await;
 
-    type_line(&console, "poweroff -f").await;
+    type_line(&console.input, "poweroff -f").await;
     libvirt.stop(spec, Stop::Graceful(PATIENCE)).await.unwrap();
     assert_eq!(fixture.state().await, DomainState::Stopped);
-    tokio::time::timeout(PATIENCE, console.closed())
+    tokio::time::timeout(PATIENCE, console.input.closed())
         .await
         .unwrap();
+    console.close().await;
+    console_threads_end().await;
     assert!(matches!(
         libvirt.console(spec).await,
         Err(HypervisorError::NotRunning { .. })
@@ -313,5 +315,7 @@ async fn console_threads_end() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    ended.await.expect("the thread ends with its channel");
+    ended
+        .await
+        .expect("closing the console ends what served it");
 }

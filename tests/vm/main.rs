@@ -14,6 +14,7 @@
 //! | `failures`  | QEMUs that do not start                                                 |
 //! | `health`    | VMs that were started and do not run                                    |
 //! | `define`    | libvirt through the program                                             |
+//! | `consoles`  | libvirt's consoles in a terminal, and logs that are moved aside         |
 //! | `orphans`   | what only the store or only libvirt knows of, and kills in between      |
 //! | `lost`      | libvirt that goes away in the middle of a call                          |
 //! | `libvirt`   | libvirt through the trait                                               |
@@ -37,6 +38,8 @@ mod failures;
 mod health;
 #[cfg(feature = "libvirt")]
 mod define;
+#[cfg(feature = "libvirt")]
+mod consoles;
 #[cfg(feature = "libvirt")]
 mod orphans;
 #[cfg(feature = "libvirt")]

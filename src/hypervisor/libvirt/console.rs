@@ -1,6 +1,5 @@
 //! Typing on a domain's console.
 
-use std::io;
 use std::thread;
 
 use tokio::runtime::Handle;
@@ -11,47 +10,65 @@ use virt::error::Error as VirtError;
 use virt::stream::Stream;
 
 use crate::hypervisor::libvirt::connection::Attempt;
-use crate::hypervisor::{ConsoleInput, HypervisorError};
+use crate::hypervisor::{Console, HypervisorError};
 
 /// Chunks of input that wait for the guest before the one who types has to.
 const CHUNKS: usize = 64;
 
 /// Opens the console of a domain that runs, and starts the threads that serve it.
 ///
-/// They end when all senders are dropped or when the domain stops; the channel is closed then.
-/// They are no tasks of the runtime's, which would wait for them at the end of the program.
-pub(super) fn open(attempt: &Attempt, domain: &Domain) -> Result<ConsoleInput, HypervisorError> {
+/// They end when the console is closed or when the domain stops; the channel is closed then. They are
+/// threads of their own, as `connected` has for all calls: whoever closes the console waits for their
+/// end.
+pub(super) fn open(attempt: &Attempt, domain: &Domain) -> Result<Console, HypervisorError> {
     let stream = attempt.done(Stream::new(&attempt.connection.handle, 0))?;
     attempt.done(domain.open_console(None, &stream, 0))?;
     let (sender, input) = mpsc::channel(CHUNKS);
+    let (running, stopped) = oneshot::channel();
     let (open, closed) = oneshot::channel();
+    let runtime = Handle::current();
 
     let output = stream.clone();
-    spawn(move || discard(&output, open)).map_err(|error| attempt.refused(error.to_string()))?;
-    let runtime = Handle::current();
-    spawn(move || forward(&runtime, input, closed, stream))
-        .map_err(|error| attempt.refused(error.to_string()))?;
-    Ok(sender)
+    let work: [Box<dyn FnOnce() + Send>; 2] = [
+        Box::new(move || discard(&output, running)),
+        Box::new(move || forward(&runtime, input, stopped, closed, stream)),
+    ];
+    let mut threads = Vec::new();
+    for work in work {
+        let thread = thread::Builder::new().name("libvirt-console".to_owned());
+        let thread = thread.spawn(work);
+        threads.push(thread.map_err(|error| attempt.refused(error.to_string()))?);
+    }
+    Ok(Console {
+        input: sender,
+        open: Some(open),
+        threads,
+    })
 }
 
 /// Throws away what the guest prints, which is in the log as well: unread, it would hold up the
-/// guest. Drops `open` when the stream ends.
-fn discard(stream: &Stream, open: oneshot::Sender<()>) {
+/// guest. Drops `running` when the stream ends.
+fn discard(stream: &Stream, running: oneshot::Sender<()>) {
     let mut printed = vec![0; 64 << 10];
     while stream.recv(&mut printed).is_ok_and(|length| length > 0) {}
-    drop(open);
+    drop(running);
 }
 
-/// Passes on what is typed, until nobody can type any more or the stream has ended.
+/// Passes on what is typed, until nobody can type any more, the console is closed or the stream has
+/// ended.
 fn forward(
     runtime: &Handle,
     mut input: mpsc::Receiver<Vec<u8>>,
+    mut stopped: oneshot::Receiver<()>,
     mut closed: oneshot::Receiver<()>,
     stream: Stream,
 ) {
     let mut next = || {
         runtime.block_on(async {
             select! {
+                // What was typed before the console was closed goes first.
+                biased;
+                _ = &mut stopped => None,
                 chunk = input.recv() => chunk,
                 _ = &mut closed => None,
             }
@@ -71,12 +88,5 @@ fn send(stream: &Stream, mut chunk: &[u8]) -> Result<(), VirtError> {
         let length = stream.send(chunk)?;
         chunk = &chunk[length.unsigned_abs()..];
     }
-    Ok(())
-}
-
-fn spawn(work: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new()
-        .name("libvirt-console".to_owned())
-        .spawn(work)?;
     Ok(())
 }

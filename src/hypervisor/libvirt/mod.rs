@@ -36,8 +36,8 @@ use virt::error::Error as VirtError;
 use crate::domain::{DomainName, DomainSpec};
 use crate::hypervisor::libvirt::connection::{Attempt, Connection, Uri};
 use crate::hypervisor::{
-    ConsoleInput, Defined, DomainState, Hypervisor, HypervisorError, IfRunning, Known, RunsAs,
-    Stop, Trouble,
+    Console, Defined, DomainState, Hypervisor, HypervisorError, IfRunning, Known, RunsAs, Stop,
+    Trouble,
 };
 use crate::oci::Printable;
 
@@ -325,7 +325,7 @@ impl Hypervisor for Libvirt {
         .await
     }
 
-    async fn console(&self, spec: &DomainSpec) -> Result<ConsoleInput, HypervisorError> {
+    async fn console(&self, spec: &DomainSpec) -> Result<Console, HypervisorError> {
         self.with_domain(spec, "open the console of", |attempt, domain| {
             let domain = attempt.required(domain)?;
             if !attempt.done(domain.is_active())? {

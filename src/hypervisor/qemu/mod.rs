@@ -41,8 +41,8 @@ use crate::domain::{DomainName, DomainSpec};
 use crate::files::{self, Lock, Wait};
 use crate::hypervisor::qemu::args::MonitorSocket;
 use crate::hypervisor::{
-    ConsoleInput, Defined, DomainState, Hypervisor, HypervisorError, IfRunning, Known, RunsAs,
-    Stop, Trouble,
+    Console, Defined, DomainState, Hypervisor, HypervisorError, IfRunning, Known, RunsAs, Stop,
+    Trouble,
 };
 
 pub use guard::Guard;
@@ -167,7 +167,7 @@ impl Hypervisor for Qemu {
         Ok(())
     }
 
-    async fn console(&self, spec: &DomainSpec) -> Result<ConsoleInput, HypervisorError> {
+    async fn console(&self, spec: &DomainSpec) -> Result<Console, HypervisorError> {
         if !is_running(&spec.directory)? {
             return Err(HypervisorError::NotRunning {
                 domain: spec.name.clone(),
@@ -177,7 +177,7 @@ impl Hypervisor for Qemu {
         let mut pipe = tokio::net::unix::pipe::OpenOptions::new()
             .open_sender(&path)
             .map_err(of_file(&path))?;
-        let (sender, mut receiver) = mpsc::channel::<Vec<u8>>(16);
+        let (input, mut receiver) = mpsc::channel::<Vec<u8>>(16);
         tokio::spawn(async move {
             while let Some(bytes) = receiver.recv().await {
                 // QEMU has ended: so does the console.
@@ -186,7 +186,7 @@ impl Hypervisor for Qemu {
                 }
             }
         });
-        Ok(sender)
+        Ok(Console::of(input))
     }
 }
 
