@@ -103,6 +103,12 @@ pub enum InstanceError {
         /// In what it is different.
         difference: &'static str,
     },
+    /// Something has its directory's place.
+    #[error("instance {name} has a directory already, without a record")]
+    NoRecord {
+        /// The name.
+        name: DomainName,
+    },
     /// Somebody else is making or removing it.
     #[error("another ironboot is busy with instance {name}")]
     Busy {
@@ -325,8 +331,11 @@ impl Draft {
         match renameat_with(CWD, draft, CWD, &directory, RenameFlags::NOREPLACE) {
             Ok(()) => {}
             Err(rustix::io::Errno::EXIST) => {
-                let difference = "it has just been made";
                 let name = name.clone();
+                if instances.find(&name)?.is_none() {
+                    return Err(InstanceError::NoRecord { name });
+                }
+                let difference = "it has just been made";
                 return Err(InstanceError::Different { name, difference });
             }
             Err(error) => {

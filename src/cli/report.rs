@@ -389,6 +389,12 @@ fn instance(error: &InstanceError) -> (Kind, Option<String>) {
                 "choose another name, or remove it: `ironboot rm {name}`"
             )),
         ),
+        InstanceError::NoRecord { name } => (
+            Kind::Conflict,
+            Some(format!(
+                "choose another name, or remove it: `ironboot rm {name}`"
+            )),
+        ),
         InstanceError::Busy { .. } => (Kind::Conflict, None),
         InstanceError::Record { path, .. } => {
             let name = path.parent().and_then(Path::file_name);

@@ -442,10 +442,19 @@ fn what_is_left_of_instances_is_listed_beside_the_others_and_removed_by_name() {
         [exit status: 125]
         "#,
     );
+    check(
+        &run(&sandbox, "prepare -q --name lost", &image).text(),
+        r#"
+        ------- stderr -------
+        error: instance lost has a directory already, without a record
+        hint: choose another name, or remove it: `ironboot rm lost`
+        [exit status: 125]
+        "#,
+    );
     for name in ["cut", "lost", "stray"] {
         assert_eq!(sandbox.run(format!("rm {name}")).status, 0, "{name}");
     }
-    assert_eq!(sandbox.names("instances"), ["whole"]);
+    assert_eq!(sandbox.names("instances"), [".whole.lock", "whole"]);
     assert_eq!(sandbox.names("pins"), ["whole.json"]);
 }
 
