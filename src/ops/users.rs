@@ -2,6 +2,9 @@
 //! the store knows, nor a domain of libvirt's, which is asked here.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use tokio::time::timeout;
 
 use crate::hypervisor::{HypervisorError, Known, qemu};
 use crate::instance::Record;
@@ -64,9 +67,21 @@ pub(super) fn libvirts(context: &Context<'_>, records: &[Record]) -> BTreeMap<St
     own.chain(theirs.map(|uri| (uri, true))).collect()
 }
 
-/// Asks a libvirt for all its domains.
+/// How long a libvirt may take to tell of all its domains; a hundred take a fifth of a second.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks a libvirt for all its domains. One that hangs holds nobody up for ever.
 pub(super) async fn ask(context: &Context<'_>, uri: &str) -> Result<Vec<Known>, HypervisorError> {
-    (context.open_hypervisor)(uri)?.known().await
+    let hypervisor = (context.open_hypervisor)(uri)?;
+    timeout(PATIENCE, hypervisor.known())
+        .await
+        .unwrap_or_else(|_| {
+            Err(HypervisorError::Listing {
+                uri: uri.to_owned(),
+                message: format!("it does not answer within {} s", PATIENCE.as_secs()),
+                is_lost: true,
+            })
+        })
 }
 
 /// What a domain needs of the store; nothing if it does not use it.

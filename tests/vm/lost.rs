@@ -1,5 +1,6 @@
 //! libvirt that goes away in the middle of a call: a proxy in the place of its socket, which is cut.
 
+use std::fs;
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -10,6 +11,7 @@ use std::thread::{self, JoinHandle};
 
 use tempfile::TempDir;
 
+use crate::bench::Bench;
 use crate::define::Defined;
 use crate::libvirt::virsh;
 use crate::session::{Ended, Session};
@@ -33,6 +35,7 @@ struct Proxy {
     wire: Arc<Wire>,
     directory: TempDir,
     thread: Option<JoinHandle<()>>,
+    silent: Option<UnixListener>,
 }
 
 impl Proxy {
@@ -46,6 +49,25 @@ impl Proxy {
             wire,
             directory,
             thread: Some(thread),
+            silent: None,
+        }
+    }
+
+    /// From now on takes connections, and says nothing on them.
+    fn falls_silent(&mut self) {
+        self.ends();
+        let socket = self.directory.path().join("libvirt-sock");
+        fs::remove_file(&socket).unwrap();
+        self.silent = Some(UnixListener::bind(&socket).unwrap());
+    }
+
+    fn ends(&mut self) {
+        self.wire.ends.store(true, Ordering::SeqCst);
+        drop(UnixStream::connect(
+            self.directory.path().join("libvirt-sock"),
+        ));
+        if let Some(thread) = self.thread.take() {
+            thread.join().unwrap();
         }
     }
 
@@ -90,13 +112,7 @@ impl Proxy {
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.wire.ends.store(true, Ordering::SeqCst);
-        drop(UnixStream::connect(
-            self.directory.path().join("libvirt-sock"),
-        ));
-        if let Some(thread) = self.thread.take() {
-            thread.join().unwrap();
-        }
+        self.ends();
     }
 }
 
@@ -185,6 +201,15 @@ fn libvirt_that_goes_away_is_unavailable_and_the_next_call_completes_the_rest() 
         vm.is_gone();
     }
     assert!(cut_off >= 2 * MOMENTS * 3 / 4, "{cut_off}");
+}
+
+#[test]
+fn libvirt_that_hangs_holds_up_no_list_for_ever() {
+    let bench = Bench::new();
+    let mut proxy = Proxy::new();
+    proxy.falls_silent();
+    let listed = proxy.executes(&bench.command(&["list"])).with_code(0);
+    assert!(listed.stderr.contains("does not answer"), "{listed}");
 }
 
 #[test]
