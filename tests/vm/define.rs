@@ -178,6 +178,8 @@ fn a_domain_is_defined_watched_changed_and_removed() {
     let stop = ["stop", "--json", "--timeout", "1", &vm.name];
     let stop = vm.bench.tries(&stop).with_code(124);
     assert_eq!(stop.error().0, "timeout");
+    let hint = format!("pull its plug: `ironboot stop --force {}`", vm.name);
+    assert_eq!(stop.json()["error"]["hint"], hint);
     vm.does("stop", &["--force"]);
     assert_eq!(vm.state().unwrap(), "stopped");
     assert_eq!(vm.bench.blobs(), blobs);
