@@ -4,6 +4,7 @@ mod images;
 
 use std::collections::BTreeMap;
 use std::error::Error;
+use std::path::Path;
 
 use serde_json::{Value, json};
 

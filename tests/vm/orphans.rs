@@ -37,7 +37,7 @@ fn redefine(vm: &Defined, change: impl FnOnce(String) -> String) {
 }
 
 #[test]
-fn a_domain_without_an_instance_is_listed_and_removed_with_its_variables() {
+fn a_domain_without_an_instance_is_listed_and_removed() {
     let vm = Defined::new("orphan");
     let bench = &vm.bench;
     vm.defines(&["--append", "ironboot.end=hang", "--start"]);
@@ -58,14 +58,17 @@ fn a_domain_without_an_instance_is_listed_and_removed_with_its_variables() {
     assert_eq!(refused.error().0, "conflict");
     vm.is_removed(&["--force"]);
 
-    // One that does not run, and keeps its variables at libvirt's own place.
-    let variables = format!("/var/lib/libvirt/qemu/nvram/{}_VARS.fd", vm.name);
+    // One that does not run, and has a file of somebody else's for its variables.
+    let others = bench.root().join("others.fd");
     vm.defines(&["--boot", "disk"]);
-    fs::write(&variables, "").unwrap();
+    fs::write(&others, "").unwrap();
     let own = format!("{}/vars.fd", directory.display());
-    redefine(&vm, |document| document.replace(&own, &variables));
+    redefine(&vm, |document| {
+        document.replace(&own, others.to_str().unwrap())
+    });
     forget();
     vm.is_removed(&[]);
+    assert!(others.exists());
 }
 
 #[test]

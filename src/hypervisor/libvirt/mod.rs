@@ -293,8 +293,7 @@ impl Hypervisor for Libvirt {
                     domain: attempt.name.clone(),
                 });
             }
-            // The variable store is in the VM's directory, which is the caller's to delete.
-            undefine(attempt, &domain, virt::sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
+            undefine(attempt, &domain)
         })
         .await
     }
@@ -320,7 +319,7 @@ impl Hypervisor for Libvirt {
                 attempt.done(domain.destroy())?;
             }
             // One that libvirt had in memory only is gone by now.
-            undefine(attempt, &domain, virt::sys::VIR_DOMAIN_UNDEFINE_NVRAM)
+            undefine(attempt, &domain)
         })
         .await
     }
@@ -351,10 +350,11 @@ impl Libvirt {
     }
 }
 
-/// Undefines a domain, which may be gone by now, with all that libvirt keeps for it; `nvram` is
-/// what to do with its firmware's variables.
-fn undefine(attempt: &Attempt, domain: &Domain, nvram: u32) -> Result<(), HypervisorError> {
-    let flags = nvram
+/// Undefines a domain, which may be gone by now, with all that libvirt keeps for it. Its firmware's
+/// variables are in the VM's directory, which is the caller's to delete; any other file that an edited
+/// document names for them is none of ours.
+fn undefine(attempt: &Attempt, domain: &Domain) -> Result<(), HypervisorError> {
+    let flags = virt::sys::VIR_DOMAIN_UNDEFINE_KEEP_NVRAM
         | virt::sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
         | virt::sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
         | virt::sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
