@@ -21,6 +21,7 @@ mod report;
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 use clap::error::ErrorKind;
@@ -31,6 +32,10 @@ use crate::cli::args::Cli;
 use crate::cli::report::Report;
 use crate::hypervisor::qemu::{self, Qemu};
 use crate::hypervisor::{Hypervisor, HypervisorError};
+
+/// How long what nobody waits for any more may hold up the end: a question to libvirt, on whose
+/// thread libvirt's libraries must not be while the program ends; not somebody else's lock.
+const LAST_CALLS: Duration = Duration::from_millis(500);
 
 /// What a verb prints on standard output.
 #[derive(Debug)]
@@ -105,8 +110,7 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         .map_err(|error| Report::usage(format!("can not start: {error}")))
         .and_then(|runtime| {
             let result = runtime.block_on(verbs::execute(cli));
-            // A thread that waits for the keyboard would hold the end up for ever.
-            runtime.shutdown_background();
+            runtime.shutdown_timeout(LAST_CALLS);
             result
         });
     match result {
