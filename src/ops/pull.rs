@@ -187,7 +187,7 @@ impl Attempt<'_> {
             };
             let (lease, images) = self.fill(self.chosen(&needed)).await?;
             let plan = match plan {
-                Ok(plan) => match self.inspect(&plan, &lease) {
+                Ok(plan) => match self.inspect(&plan, &lease).await? {
                     Ok(inspected) => Ok((plan, inspected)),
                     Err(error) if error.rules_out_the_method() && self.planner.is_free() => {
                         let method = plan.method.name();
@@ -296,9 +296,19 @@ impl Attempt<'_> {
         Ok(fetched.iter().filter_map(|digest| sizes.get(digest)).sum())
     }
 
-    fn inspect(&self, plan: &BootPlan, lease: &Lease) -> Result<Inspected, StageError> {
-        let find = |blob: &Descriptor| lease.blob(blob);
-        stage::inspect(plan, self.architecture, self.planner.host(), &find)
+    /// Looks into the blobs, of which a disk's tables may be long.
+    async fn inspect(
+        &self,
+        plan: &BootPlan,
+        lease: &Arc<Lease>,
+    ) -> Result<Result<Inspected, StageError>, OpsError> {
+        let (plan, lease) = (plan.clone(), Arc::clone(lease));
+        let (architecture, host) = (self.architecture.clone(), self.planner.host().clone());
+        blocking(move || {
+            let find = |blob: &Descriptor| lease.blob(blob);
+            Ok::<_, OpsError>(stage::inspect(&plan, &architecture, &host, &find))
+        })
+        .await
     }
 }
 

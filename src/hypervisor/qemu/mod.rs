@@ -315,6 +315,7 @@ fn spawn(spec: &DomainSpec, log: &Lock) -> Result<Child, HypervisorError> {
     command
         .args(arguments)
         .current_dir(directory)
+        .env(guard::STARTED_BY, std::process::id().to_string())
         .stdin(Stdio::from(keyboard))
         .stdout(Stdio::null())
         .stderr(Stdio::from(errors))
