@@ -314,6 +314,14 @@ fn store(error: &StoreError) -> (Kind, Option<String>) {
             Kind::Store,
             hint("`ironboot image verify --repair` mends the store"),
         ),
+        StoreError::Foreign { directory, .. } => (
+            Kind::Store,
+            Some(format!(
+                "make {} the store's again with `chown` and `chmod go-w`, or move it away; then \
+                 `ironboot image verify --repair`",
+                quoted(directory)
+            )),
+        ),
         StoreError::Exposed { directory } => (
             Kind::Store,
             Some(format!(

@@ -122,6 +122,14 @@ pub enum StoreError {
         /// Where it is.
         path: PathBuf,
     },
+    /// A directory of the store's that is none of ours alone.
+    #[error("the store's directory {directory} is {what}")]
+    Foreign {
+        /// The directory.
+        directory: PathBuf,
+        /// What it is.
+        what: &'static str,
+    },
     /// A directory on the way to the store in which everybody may rename and replace.
     #[error("the store can be replaced by everybody who may write to {directory}")]
     Exposed {
@@ -200,7 +208,9 @@ impl Store {
         files::create_dir(&self.root, 0o711)?;
         self.refuse_exposed()?;
         for directory in DIRECTORIES {
-            files::create_dir(&self.root.join(directory), 0o711)?;
+            let directory = self.root.join(directory);
+            files::create_dir(&directory, 0o711)?;
+            self.refuse_others(&directory)?;
         }
         Ok(())
     }
@@ -247,6 +257,21 @@ impl Store {
         }
         let store = fs::metadata(&self.root).map_err(FileError::of("look at", &self.root))?;
         Ok(metadata.uid() != store.uid())
+    }
+
+    /// Errors if a directory of the store's is another by now, or if others could put other files in
+    /// the place of those in it.
+    fn refuse_others(&self, directory: &Path) -> Result<(), StoreError> {
+        let of_directory = FileError::of("look at", directory);
+        let metadata = fs::symlink_metadata(directory).map_err(of_directory)?;
+        let what = match &metadata {
+            _ if !metadata.is_dir() => "not a directory",
+            _ if metadata.mode() & 0o022 != 0 => "one that others may write to",
+            _ if self.is_strangers(&metadata)? => "somebody else's",
+            _ => return Ok(()),
+        };
+        let directory = directory.to_owned();
+        Err(StoreError::Foreign { directory, what })
     }
 
     /// Errors if everybody could put other files in the place of the store's: some directory above

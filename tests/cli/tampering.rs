@@ -220,3 +220,40 @@ fn a_store_that_everybody_can_replace_is_not_used() {
         assert_eq!(pull().status, 0, "{mode:o}");
     }
 }
+
+/// Rows 124 and 131, for the store's own directories.
+#[test]
+fn a_directory_of_the_stores_that_is_no_longer_its_own_is_not_used() {
+    let sandbox = Sandbox::new();
+    let reference = sandbox.layout(&disk_only(&disk("1")));
+    let pull = || sandbox.run(format!("pull -q --json --arch amd64 {reference}"));
+    assert_eq!(pull().status, 0);
+    let elsewhere = sandbox.path("elsewhere");
+    for name in ["blobs", "blobs/sha256", "derived", "refs", "instances"] {
+        let directory = sandbox.store().join(name);
+        let refused = |what: &str| {
+            let output = pull();
+            assert_eq!(output.status, 125, "{name}: {}", output.text());
+            let error = &output.json()["error"];
+            assert_eq!(error["kind"], "store");
+            let expected = format!("the store's directory $TMP/store/{name} is {what}");
+            assert_eq!(error["message"], expected);
+        };
+        for mode in [0o777, 0o731] {
+            fs::set_permissions(&directory, Permissions::from_mode(mode)).unwrap();
+            refused("one that others may write to");
+        }
+        fs::set_permissions(&directory, Permissions::from_mode(0o711)).unwrap();
+        if rustix::process::geteuid().is_root() {
+            std::os::unix::fs::chown(&directory, Some(64055), None).unwrap();
+            refused("somebody else's");
+            std::os::unix::fs::chown(&directory, Some(0), None).unwrap();
+        }
+        fs::rename(&directory, &elsewhere).unwrap();
+        symlink(&elsewhere, &directory).unwrap();
+        refused("not a directory");
+        fs::remove_file(&directory).unwrap();
+        fs::rename(&elsewhere, &directory).unwrap();
+        assert_eq!(pull().status, 0);
+    }
+}
