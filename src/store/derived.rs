@@ -348,6 +348,9 @@ impl RawDraft {
     fn publish(&mut self, size_bytes: u64, made: &Path) -> Result<(), StoreError> {
         let path = made.join("raw");
         let size = self.end().max(size_bytes);
+        // The last piece is hashed whole, as whoever reads it again does, with the hole behind it.
+        let whole = self.end().next_multiple_of(PIECE_BYTES as u64);
+        self.skip_to(whole.min(size))?;
         self.hasher.update(self.offset, self.block.bytes());
         self.writer
             .finish(self.block.bytes())
@@ -441,4 +444,60 @@ fn hash_sparse(file: &File) -> io::Result<Digest> {
         offset += block.len() as u64;
     }
     Ok(hasher.finish())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::oci::Descriptor;
+
+    const SIZE_BYTES: u64 = 1 << 20;
+
+    struct Case {
+        _directory: tempfile::TempDir,
+        store: Store,
+        lease: Lease,
+        source: Digest,
+    }
+
+    impl Case {
+        /// A blob, and raw bytes that were made of it, of which the first `length` are no zeros.
+        fn new(length: usize) -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let store = Store::at(directory.path().join("store"));
+            let blob = Descriptor::of("x", b"x");
+            let lease = store.lease([blob.digest]).unwrap();
+            lease.put(&blob, b"x").unwrap();
+            let case = Self {
+                _directory: directory,
+                store,
+                lease,
+                source: blob.digest,
+            };
+            case.make(length);
+            case
+        }
+
+        #[track_caller]
+        fn make(&self, length: usize) {
+            let RawClaim::Missing(mut raw) = self.lease.claim_raw(self.source).unwrap() else {
+                panic!("it is there");
+            };
+            raw.write(0, &vec![1; length]).unwrap();
+            raw.commit(SIZE_BYTES).unwrap();
+        }
+
+        fn problem(&self) -> Option<Problem> {
+            let owner = fs::metadata(&self.store.root).unwrap().uid();
+            self.store.look_at_raw(&self.source, owner).unwrap()
+        }
+    }
+
+    #[test]
+    fn what_ends_inside_a_piece_is_found_right_again() {
+        let whole = usize::try_from(SIZE_BYTES).unwrap();
+        for length in [0, 1, 512, 65_536, 65_536 + 512, whole - 1, whole] {
+            assert_eq!(Case::new(length).problem(), None, "{length}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! Disks that must be taken, and one that costs as much as any.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -69,6 +69,11 @@ pub(crate) fn controls(directory: &Path) -> Vec<(String, PathBuf, PathBuf)> {
         fs::write(&path, content).unwrap();
         disks.push((name.to_owned(), path.clone(), path));
     }
+    // A hole behind its only data, which fill no piece of what is hashed at once.
+    let start = directory.join("start.img");
+    fs::write(&start, &gpt_disk()[..2048]).unwrap();
+    let file = OpenOptions::new().write(true).open(&start).unwrap();
+    file.set_len(8 << 20).unwrap();
     let zeros = directory.join("zeros.img");
     File::create(&zeros).unwrap().set_len(1 << 40).unwrap();
     let convert = "convert -O qcow2";
@@ -116,6 +121,11 @@ pub(crate) fn controls(directory: &Path) -> Vec<(String, PathBuf, PathBuf)> {
             "q-ok-falloc",
             "convert -O qcow2 -o preallocation=falloc",
             &gpt,
+        ),
+        (
+            "q-ok-hole-behind",
+            "convert -O qcow2 -o cluster_size=4k",
+            &start,
         ),
         ("q-ok-sparse", convert, &zeros),
     ] {
