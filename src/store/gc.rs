@@ -3,12 +3,14 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::Digest;
 use crate::store::prune::allocated;
-use crate::store::{Store, StoreError, Use};
+use crate::store::{Store, StoreError, Use, is_gone};
 
 /// A blob that was taken out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,9 +80,9 @@ impl Store {
                     freed_bytes: 0,
                 };
                 // What was made of it goes first: without its source it could not be made again.
-                for (path, suffix) in [
-                    (self.derived_path(&digest), ".derived"),
-                    (self.blob_path(&digest), ""),
+                for (path, is_blob) in [
+                    (self.derived_path(&digest), false),
+                    (self.blob_path(&digest), true),
                 ] {
                     let metadata = match fs::symlink_metadata(&path) {
                         Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
@@ -88,15 +90,8 @@ impl Store {
                     };
                     let bytes = allocated(&path)?;
                     gone.freed_bytes += bytes;
-                    gone.size_bytes += if suffix.is_empty() {
-                        metadata.len()
-                    } else {
-                        bytes
-                    };
-                    let name = format!("{ON_ITS_WAY_OUT}{}{suffix}", digest.hex());
-                    let victim = self.path("tmp").join(name);
-                    fs::rename(&path, &victim).map_err(FileError::of("remove", &path))?;
-                    trash.push(victim);
+                    gone.size_bytes += if is_blob { metadata.len() } else { bytes };
+                    trash.extend(self.take_out(&path)?);
                 }
                 removed.push(gone);
             }
@@ -109,6 +104,23 @@ impl Store {
             }
         }
         Ok(removed)
+    }
+
+    /// Moves something to `tmp/`, from where anybody may delete it, under a name that nothing there
+    /// has: what another left who was killed may be there yet. Returns its new path; nothing if it
+    /// is gone.
+    pub(super) fn take_out(&self, path: &Path) -> Result<Option<PathBuf>, StoreError> {
+        let taken = tempfile::Builder::new()
+            .prefix(ON_ITS_WAY_OUT)
+            .make_in(self.path("tmp"), |gone| {
+                Ok(renameat_with(CWD, path, CWD, gone, RenameFlags::NOREPLACE)?)
+            })
+            .and_then(|taken| Ok(taken.into_temp_path().keep()?));
+        match taken {
+            Ok(gone) => Ok(Some(gone)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && is_gone(path)? => Ok(None),
+            Err(error) => Err(FileError::of("remove", path)(error).into()),
+        }
     }
 
     fn present(&self, digests: impl IntoIterator<Item = Digest>) -> BTreeSet<Digest> {
@@ -166,6 +178,31 @@ mod tests {
             files::names(&store.path("tmp")).unwrap(),
             Vec::<String>::new()
         );
+    }
+
+    #[test]
+    fn what_another_left_on_its_way_out_is_in_nobodys_way() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::at(directory.path().to_owned());
+        let digest = Digest::of(b"x");
+        store.create().unwrap();
+        let derived = store.derived_path(&digest);
+        let make = || {
+            fs::create_dir(&derived).unwrap();
+            fs::write(derived.join("raw"), "x").unwrap();
+        };
+        // As two leave it that are killed before they delete what they took out.
+        for _ in 0..2 {
+            make();
+            store.take_out(&derived).unwrap().unwrap();
+        }
+        make();
+        let old_name = format!("{ON_ITS_WAY_OUT}{}.derived", digest.hex());
+        fs::create_dir_all(store.path("tmp").join(old_name).join("raw")).unwrap();
+        assert_eq!(store.remove_unneeded([digest], &[]).unwrap().len(), 1);
+        assert!(!derived.exists());
+        let left = files::names(&store.path("tmp")).unwrap();
+        assert_eq!(left, Vec::<String>::new());
     }
 
     #[test]

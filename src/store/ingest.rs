@@ -17,8 +17,7 @@ use rustix::fs::{CWD, RenameFlags, renameat_with};
 
 use crate::files::{self, FileError, Lock, Wait};
 use crate::oci::{Descriptor, Digest, Hasher};
-use crate::store::gc::ON_ITS_WAY_OUT;
-use crate::store::{Act, Blob, Store, StoreError, is_gone};
+use crate::store::{Act, Blob, Store, StoreError};
 
 use writer::{BLOCK_BYTES, Block, Writer};
 
@@ -293,20 +292,11 @@ impl Store {
     /// It is renamed first: whoever waits for the lock sees that it guards nothing any more, and
     /// whoever comes new makes a directory of its own.
     pub(super) fn remove_ingest(&self, directory: &Path) -> Result<(), StoreError> {
-        let scratch = self.path("tmp");
-        let taken = tempfile::Builder::new()
-            .prefix(ON_ITS_WAY_OUT)
-            .make_in(&scratch, |gone| {
-                let never_over = RenameFlags::NOREPLACE;
-                Ok(renameat_with(CWD, directory, CWD, gone, never_over)?)
-            })
-            .and_then(|taken| Ok(taken.into_temp_path().keep()?));
-        match taken {
-            // Somebody who collects may already have taken it away.
-            Ok(gone) => Ok(files::remove_tree(&gone)?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound && is_gone(directory)? => Ok(()),
-            Err(error) => Err(FileError::of("remove", directory)(error).into()),
+        // Somebody who collects may already have taken it away.
+        if let Some(gone) = self.take_out(directory)? {
+            files::remove_tree(&gone)?;
         }
+        Ok(())
     }
 
     /// Removes what unfinished fetches of `digests` left, unless somebody fetches them now.

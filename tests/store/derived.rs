@@ -54,6 +54,11 @@ impl Case {
 
     /// Pulls, and `what` happens at the first call called `call` of `path`. Tells whether it did.
     fn injected(&self, call: &str, path: &str, what: &str) -> (Output, bool) {
+        self.injected_into(&self.pull, call, path, what)
+    }
+
+    /// The same in `line`.
+    fn injected_into(&self, line: &str, call: &str, path: &str, what: &str) -> (Output, bool) {
         let store = self.desk.store();
         let log = self.desk.path("log").display().to_string();
         let path = store.join(path).display().to_string();
@@ -63,7 +68,7 @@ impl Case {
             "strace", "-f", "-y", "-qq", "-s", "0", "-o", &log, "-P", &path, "-e", &trace, "-e",
             &inject,
         ];
-        let output = self.desk.run_under(&words, &self.pull);
+        let output = self.desk.run_under(&words, line);
         let is_hit = match what {
             "signal=KILL" => output.signal == Some(SIGKILL),
             _ => fs::read_to_string(log).unwrap().contains("(INJECTED)"),
@@ -126,6 +131,32 @@ fn a_kill_at_any_call_of_the_unpacking_leaves_a_right_store() {
         }
     }
     assert!(hits >= 12, "only {hits} calls were hit");
+}
+
+#[test]
+fn a_kill_while_it_is_removed_blocks_no_later_removal() {
+    let case = Case::new();
+    let remove = format!("image rm oci:{}:1", case.desk.path("layout").display());
+    let store = case.desk.store();
+    // What was made of it is on its way out when the blob follows, and is deleted after that.
+    let blob = format!("blobs/{}", case.name.replace('-', "/"));
+    let mut hits = 0;
+    for path in [format!("derived/{}", case.name), blob] {
+        for call in ["rename", "renameat2"] {
+            let when = format!("a kill at {call} of {path}");
+            case.desk.done(&case.pull);
+            let (_, is_hit) = case.injected_into(&remove, call, &path, "signal=KILL");
+            hits += usize::from(is_hit);
+            judge(store, &when);
+            case.desk.done(&case.pull);
+            case.desk.done(&remove);
+            for directory in ["derived", "tmp", "leases"] {
+                let left = fs::read_dir(store.join(directory)).unwrap().count();
+                assert_eq!(left, 0, "{when}: {directory}");
+            }
+        }
+    }
+    assert_eq!(hits, 2);
 }
 
 #[test]
