@@ -1,5 +1,5 @@
 //! The few file-system steps that must be done right everywhere: durable replacement, directory
-//! sync, locks. Every error names its file.
+//! sync, locks, the look at who may replace a file. Every error names its file.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -160,14 +160,22 @@ pub fn read_plain(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError>
     }
 }
 
-/// Reads a small file that decides what is trusted: of root's or of whoever runs this, and nobody
-/// else may write to it; none if there is none.
+/// Reads a small file that decides what is trusted: of root's or of whoever runs this, nobody else
+/// may write to it, and not everybody to a directory on the [way](way_to) to it; none if there is none.
 ///
 /// A link is followed, as it is the file that counts; one that leads nowhere is an error, since
 /// somebody meant something to be there. No pipe is waited for.
 pub fn read_trusted(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileError> {
     let refuse = |what: String| io::Error::new(io::ErrorKind::InvalidData, what);
     let open = || {
+        match way_to(path)? {
+            Way::Clear => {}
+            Way::Nowhere => return Ok(None),
+            Way::Exposed(directory) => {
+                let directory = directory.display();
+                return Err(refuse(format!("everybody may write to {directory}")));
+            }
+        }
         let file = OpenOptions::new()
             .read(true)
             .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
@@ -185,15 +193,58 @@ pub fn read_trusted(path: &Path, limit: u64) -> Result<Option<Vec<u8>>, FileErro
         if metadata.mode() & 0o022 != 0 {
             return Err(refuse("others than its owner may write to it".to_owned()));
         }
-        Ok(file)
+        Ok(Some(file))
     };
-    match open() {
-        Err(error) if is_nowhere(&error) && fs::symlink_metadata(path).is_err() => Ok(None),
-        file => {
-            let file = file.map_err(FileError::of("trust", path))?;
-            read_at_most(file, path, limit).map(Some)
+    let file = open().map_err(FileError::of("trust", path))?;
+    file.map(|file| read_at_most(file, path, limit)).transpose()
+}
+
+/// What is on the way to a path.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Something is at its end, and on it nothing that everybody may replace.
+    Clear,
+    /// Nothing is at its end, and on it is nothing that everybody may replace.
+    Nowhere,
+    /// Everybody may write to this directory, and it is none like `/tmp` where each has what is his.
+    Exposed(PathBuf),
+}
+
+/// Most links that are followed on one way; the kernel's own limit.
+const MAX_LINKS: u32 = 40;
+
+/// Looks at each directory on the way to `path` and on that of each link on it; `path` itself is the
+/// last of them if it is a directory.
+///
+/// Errors if a link leads nowhere.
+pub fn way_to(path: &Path) -> io::Result<Way> {
+    follow(&std::path::absolute(path)?, &mut { MAX_LINKS })
+}
+
+fn follow(path: &Path, links: &mut u32) -> io::Result<Way> {
+    let mut parts: Vec<&Path> = path.ancestors().collect();
+    parts.reverse();
+    for part in parts {
+        let metadata = match fs::symlink_metadata(part) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Way::Nowhere),
+            metadata => metadata?,
+        };
+        if metadata.is_symlink() {
+            *links = links.checked_sub(1).ok_or(rustix::io::Errno::LOOP)?;
+            let target = part.with_file_name("").join(fs::read_link(part)?);
+            match follow(&target, links)? {
+                Way::Clear => {}
+                Way::Nowhere => {
+                    let nowhere = format!("{} is a link that leads nowhere", part.display());
+                    return Err(io::Error::new(io::ErrorKind::InvalidData, nowhere));
+                }
+                exposed @ Way::Exposed(_) => return Ok(exposed),
+            }
+        } else if metadata.is_dir() && metadata.mode() & 0o1002 == 0o002 {
+            return Ok(Way::Exposed(part.to_owned()));
         }
     }
+    Ok(Way::Clear)
 }
 
 /// Opens a file for reading, and nothing else that may have been put in its place: no link is
@@ -404,5 +455,56 @@ mod tests {
         }
         assert_eq!(names(directory.path()).unwrap(), ["file"]);
         assert!(read_small(&path, 2).is_err());
+    }
+
+    #[test]
+    fn what_everybody_may_replace_on_the_way_is_found_through_links_too() {
+        use std::os::unix::fs::symlink;
+
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().canonicalize().unwrap();
+        let path = |name: &str| root.join(name);
+        for name in ["kept/inner", "open/inner"] {
+            fs::create_dir_all(path(name)).unwrap();
+            fs::write(path(name).join("file"), "").unwrap();
+        }
+        let set = |mode| {
+            fs::set_permissions(path("open"), Permissions::from_mode(mode)).unwrap();
+        };
+        // By a link that lies in the open, and by one that leads through it.
+        symlink(path("kept/inner"), path("open/link")).unwrap();
+        symlink("../open/link", path("kept/twice")).unwrap();
+        symlink("nowhere", path("kept/dangling")).unwrap();
+        symlink("loop", path("kept/loop")).unwrap();
+        let names = [
+            "open/inner/file",
+            "open/none",
+            "open/link/file",
+            "kept/twice/file",
+        ];
+        for (mode, is_exposed) in [
+            (0o777, true),
+            (0o757, true),
+            (0o1777, false),
+            (0o775, false),
+        ] {
+            set(mode);
+            for name in names {
+                let way = way_to(&path(name)).unwrap();
+                let is_found = matches!(&way, Way::Exposed(found) if found.ends_with("open"));
+                assert_eq!(is_found, is_exposed, "{name}: {way:?}");
+                let read = read_trusted(&path(name), 1);
+                assert_eq!(read.is_err(), is_exposed, "{name}: {read:?}");
+            }
+        }
+        assert_eq!(way_to(&path("kept/inner/file")).unwrap(), Way::Clear);
+        assert_eq!(way_to(&path("kept/none/file")).unwrap(), Way::Nowhere);
+        for name in [
+            "kept/dangling/file",
+            "kept/loop/file",
+            "kept/inner/file/file",
+        ] {
+            assert!(read_trusted(&path(name), 1).is_err(), "{name}");
+        }
     }
 }

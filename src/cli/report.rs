@@ -271,9 +271,17 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
                  before podman's",
             ),
         ),
-        OpsError::PolicyFile(_) => (
+        OpsError::PolicyFile(error) => (
             Kind::Untrusted,
-            hint("see to its owner and mode, or pass --policy for another file"),
+            match error.source.kind() {
+                std::io::ErrorKind::NotFound => {
+                    hint("there is no such file; see to its path, or pass --policy for another")
+                }
+                _ => hint(
+                    "see to the owner and mode of it and of the directories that it is in, or pass \
+                     --policy for another file",
+                ),
+            },
         ),
         OpsError::Provenance { .. } => (Kind::Store, None),
         OpsError::Task(_) => (

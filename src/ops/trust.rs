@@ -336,6 +336,18 @@ mod tests {
         fs::remove_file(path("own")).unwrap();
         std::os::unix::fs::symlink(path("nowhere"), path("own")).unwrap();
         assert!(matches!(load(), Err(OpsError::PolicyFile(_))));
+        // Nor does the next decide where its directory is not what it was.
+        let within = |name: &str| {
+            let places = vec![path(name).join("policy.json"), path("others")];
+            super::load(&PolicyPlace::FirstOf(places))
+        };
+        assert_eq!(within("none").unwrap().unwrap().0, path("others"));
+        for name in ["own", "others"] {
+            assert!(
+                matches!(within(name), Err(OpsError::PolicyFile(_))),
+                "{name}"
+            );
+        }
         // What is named must be there.
         assert!(matches!(
             super::load(&PolicyPlace::Named(path("none"))),

@@ -46,14 +46,12 @@ mod verify;
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Mode, OFlags};
 use thiserror::Error;
 
-use crate::files::{self, FileError};
+use crate::files::{self, FileError, Way};
 use crate::oci::{Descriptor, Digest, Reference};
 
 pub use derived::{RawClaim, RawDraft, RawRecord};
@@ -274,14 +272,12 @@ impl Store {
         Err(StoreError::Foreign { directory, what })
     }
 
-    /// Errors if everybody could put other files in the place of the store's: some directory above
-    /// it, or its own, may be written to by all, and is none like `/tmp` where each has what is his.
+    /// Errors if everybody could put other files in the place of the store's: some directory on the
+    /// way to it, or its own, may be written to by all.
     fn refuse_exposed(&self) -> Result<(), StoreError> {
-        let failed = FileError::of("look at", &self.root);
-        let exposed = exposed_above(&self.root).map_err(failed)?;
-        match exposed {
-            Some(directory) => Err(StoreError::Exposed { directory }),
-            None => Ok(()),
+        match files::way_to(&self.root).map_err(FileError::of("look at", &self.root))? {
+            Way::Exposed(directory) => Err(StoreError::Exposed { directory }),
+            Way::Clear | Way::Nowhere => Ok(()),
         }
     }
 
@@ -310,26 +306,6 @@ impl Store {
                 })
             })
             .transpose()
-    }
-}
-
-/// The first of `directory` and those that it is really in, links or not, that everybody may write to
-/// and that is none like `/tmp`.
-fn exposed_above(directory: &Path) -> io::Result<Option<PathBuf>> {
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let mut directory = rustix::fs::open(directory, flags, Mode::empty())?;
-    loop {
-        let status = rustix::fs::fstat(&directory)?;
-        if status.st_mode & 0o1002 == 0o002 {
-            let link = format!("/proc/self/fd/{}", directory.as_raw_fd());
-            return fs::read_link(link).map(Some);
-        }
-        let above = rustix::fs::openat(&directory, "..", flags, Mode::empty())?;
-        let its_status = rustix::fs::fstat(&above)?;
-        if (its_status.st_dev, its_status.st_ino) == (status.st_dev, status.st_ino) {
-            return Ok(None);
-        }
-        directory = above;
     }
 }
 

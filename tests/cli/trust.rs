@@ -88,6 +88,7 @@ fn a_policy_or_a_key_that_others_may_write_is_refused() {
         let aside = sandbox.path("aside");
         fs::rename(file, &aside).unwrap();
         told(&format!("can not trust $TMP/{shown}\n"));
+        told("hint: there is no such file; see to its path");
         symlink(sandbox.path("nowhere"), file).unwrap();
         told(&format!("can not trust $TMP/{shown}\n"));
         fs::remove_file(file).unwrap();
@@ -109,8 +110,18 @@ fn a_policy_or_a_key_that_others_may_write_is_refused() {
         let pull = sandbox.run(format!("pull -q --arch amd64 {}/os:1", server.address()));
         assert_eq!(pull.status, 0, "{}", pull.text());
         fs::remove_dir_all(sandbox.store()).unwrap();
+        // But not if everybody may put another in the place of what it leads to.
+        let open = sandbox.path("open");
+        fs::create_dir(&open).unwrap();
+        fs::set_permissions(&open, PermissionsExt::from_mode(0o777)).unwrap();
+        fs::rename(&aside, open.join("aside")).unwrap();
         fs::remove_file(file).unwrap();
-        fs::rename(&aside, file).unwrap();
+        symlink(open.join("aside"), file).unwrap();
+        told(&format!("can not trust $TMP/{shown}\n"));
+        told("caused by: everybody may write to $TMP/open\n");
+        fs::remove_file(file).unwrap();
+        fs::rename(open.join("aside"), file).unwrap();
+        fs::remove_dir(&open).unwrap();
     }
 }
 
