@@ -193,8 +193,9 @@ impl Judge {
         }))
     }
 
-    /// Fetches the signatures of `digest` that are at `place`. One that can not be read is none, so
-    /// that nobody can hide the others behind it.
+    /// Fetches the signatures of `digest` that are at `place`. One that can not be read is none, and
+    /// neither it nor one that is too large hides those after it; what is beyond the most that are
+    /// looked at is not seen.
     async fn fetch(
         &mut self,
         context: &Context<'_>,
@@ -221,8 +222,11 @@ impl Judge {
             }
             Place::Referrers | Place::ReferrersTag => {
                 for entry in signature::referrers(&raw.bytes).unwrap_or_default() {
-                    if left == 0 || !self.spend(entry.size) {
+                    if left == 0 {
                         break;
+                    }
+                    if !self.spend(entry.size) {
+                        continue;
                     }
                     match tree::read(context, source, &entry).await {
                         Ok((_, Document::Manifest(manifest))) => {
@@ -249,7 +253,7 @@ impl Judge {
         let layers: Vec<&Descriptor> = signature::layers(manifest).take(*left).collect();
         for layer in layers {
             if !self.spend(layer.size) {
-                break;
+                continue;
             }
             *left -= 1;
             let limit = MAX_SIGNATURE_BYTES;

@@ -7,7 +7,7 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
-use serde_json::Error;
+use serde_json::{Error, Value};
 
 use crate::oci::object::Object;
 use crate::oci::{Descriptor, Digest, Manifest};
@@ -117,24 +117,28 @@ pub fn layers(manifest: &Manifest) -> impl Iterator<Item = &Descriptor> {
         .take(MAX_SIGNATURES)
 }
 
-/// The manifests of an index of referrers that may be signatures, and not too many: what the
-/// registry was asked to leave out it need not have left out.
+/// The manifests of an index of referrers that may be signatures, not too large, and not too many:
+/// what the registry was asked to leave out it need not have left out. What can not be read or is too
+/// large is left out, and hides nothing that is beside it.
 pub fn referrers(index: &[u8]) -> Result<Vec<Descriptor>, Error> {
     let Object(WireReferrers { manifests }) = serde_json::from_slice(index)?;
-    let is_wanted = |Object(entry): &Object<WireReferrer>| match entry.artifact_type.as_deref() {
+    let read = |entry| serde_json::from_value::<Object<WireReferrer>>(entry).ok();
+    let is_wanted = |entry: &WireReferrer| match entry.artifact_type.as_deref() {
         Some(artifact_type) => [BUNDLE, EMPTY].contains(&artifact_type),
         None => true,
     };
-    let wanted = manifests.into_iter().filter(is_wanted);
+    let entries = manifests.into_iter().filter_map(read);
+    let wanted = entries.map(|Object(entry)| entry).filter(is_wanted);
     Ok(wanted
-        .map(|Object(entry)| entry.descriptor)
+        .map(|entry| entry.descriptor)
+        .filter(|descriptor| descriptor.size <= MAX_SIGNATURE_BYTES)
         .take(MAX_SIGNATURES)
         .collect())
 }
 
 #[derive(Deserialize)]
 struct WireReferrers {
-    manifests: Vec<Object<WireReferrer>>,
+    manifests: Vec<Value>,
 }
 
 #[derive(Deserialize)]

@@ -386,6 +386,12 @@ fn of_what_is_attached_only_so_much_is_looked_at() {
         entry
     };
     let ours = || entry(json!(Place::ARTIFACT_TYPE));
+    let with = |field: &str, value: Value| {
+        let mut entry = ours();
+        entry[field] = value;
+        entry
+    };
+    let (blake, large) = (json!(format!("blake3:{}", "0".repeat(64))), json!(17 << 20));
     let many: Vec<Value> = (0..10_000).map(|_| ours()).collect();
     for (entries, expected) in [
         (vec![], 0),
@@ -396,6 +402,12 @@ fn of_what_is_attached_only_so_much_is_looked_at() {
                 entry(Value::Null),
             ],
             2,
+        ),
+        // Neither what is unknown nor what is too large hides what is behind it.
+        (vec![with("digest", blake), with("size", large), ours()], 1),
+        (
+            vec![json!([]), Value::Null, with("size", json!(-1)), ours()],
+            1,
         ),
         (many, MAX_SIGNATURES),
     ] {

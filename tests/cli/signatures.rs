@@ -13,7 +13,7 @@ use crate::attached::{
     Attached, SIGNED, SIMPLE_SIGNING, demand, demand_of_repository, policy, signed, untrusted,
 };
 use crate::hostile::Reply;
-use crate::image::{direct, disk, disk_only};
+use crate::image::{OCI_INDEX, OCI_MANIFEST, direct, disk, disk_only};
 use crate::sandbox::Sandbox;
 use crate::signer::{BUNDLE, Signer, payload, pem, statement};
 
@@ -171,6 +171,31 @@ fn a_flood_of_signatures_costs_no_more_than_the_first_of_them() {
     let server = Attached::default().simple(top, &many).serve(&image);
     let pull = format!("pull -q --arch amd64 {}/os:1", server.address());
     assert_eq!(sandbox.run(pull).status, 0);
+}
+
+#[test]
+fn a_referrer_that_is_of_no_use_hides_none_that_is_beside_it() {
+    let signer = Signer::p256();
+    let image = direct();
+    let top = image.digest("top");
+    let odd = |digest: &str, size: u64| {
+        let digest = format!("{digest}:{}", "0".repeat(64));
+        json!({"mediaType": OCI_MANIFEST, "digest": digest, "size": size})
+    };
+    for odd in [odd("blake3", 5), odd("sha256", 17 << 20), odd("sha256", 5)] {
+        let sandbox = Sandbox::new();
+        demand(&sandbox, &[&signer], "matchRepository");
+        let mut attached = Attached::default();
+        let bundle = signer.bundle(&statement(top)).to_string();
+        let layer = attached.blob(BUNDLE, bundle.as_bytes());
+        let mut real = attached.manifest(None, &[layer]);
+        real["artifactType"] = json!(BUNDLE);
+        let index = json!({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [odd, real]});
+        attached.add("referrers", top, OCI_INDEX, index.to_string().as_bytes());
+        let server = attached.serve(&image);
+        let pull = sandbox.run(format!("pull -q --arch amd64 {}/os:1", server.address()));
+        assert_eq!(pull.status, 0, "{odd}: {}", pull.text());
+    }
 }
 
 #[test]
