@@ -101,6 +101,22 @@ fn a_signature_of_each_kind_and_form_counts() {
     }
 }
 
+/// What `openssl dgst -sha256` wrote, as ring signs hashes of SHA-384 alone.
+#[test]
+fn a_key_of_p384_may_sign_a_hash_of_sha256() {
+    let key = "-----BEGIN PUBLIC KEY-----\n\
+        MHYwEAYHKoZIzj0CAQYFK4EEACIDYgAESo1j2WjYaHfvawQntZOpiJ10aHutVRnb\n\
+        IFQXLC1DuGeM+ixSWgCEzhtX3unQDuN8yvbD6JLoRgGvEuU/gX3AXvb+2qQBCgNb\n\
+        9eoYmSZqjci0X/xj/uJSIXe430KVdb9w\n\
+        -----END PUBLIC KEY-----\n";
+    let signature = "MGQCME8JzXNje9QCiG4AZBaIpXOFSM2AgoOsjVEsdZQ3sXgc410S10b2AxpGgx+pfkbk\
+                     DgIwPskYrrDZ+Kl1Biz3EVyyiK2gEK9UbVY2uofcUi/bKsalB0F9C+3Xd5VUjRwltZ/k";
+    let signature = STANDARD.decode(signature).unwrap();
+    let key = PublicKey::parse(key.as_bytes()).unwrap();
+    assert!(key.has_signed(b"a message", &signature));
+    assert!(!key.has_signed(b"another", &signature));
+}
+
 /// What cosign 3.1.3 wrote into a registry, by `cosign sign --key`, in its two forms.
 #[test]
 fn what_cosign_writes_is_read() {
