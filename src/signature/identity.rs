@@ -118,6 +118,16 @@ impl Named {
         self.tag.is_some() || self.digest.is_some()
     }
 
+    /// Tells whether `text` is how a scope of this one image is written: by a tag or by a digest.
+    pub(super) fn is_written(&self, text: &str) -> bool {
+        let Self { name, tag, digest } = self;
+        match (tag, digest) {
+            (Some(tag), None) => text == format!("{name}:{tag}"),
+            (None, Some(digest)) => text == format!("{name}@{digest}"),
+            _ => false,
+        }
+    }
+
     /// Tells whether `claimed` is this reference, or in its repository where this has no tag.
     fn is_repo_digest_or_exact(&self, claimed: &Self) -> bool {
         claimed.is_exact()

@@ -33,6 +33,9 @@ const OTHER_TRANSPORTS: [&str; 8] = [
     "tarball",
 ];
 
+/// Most requirements of one scope: what meets them is kept with the image.
+const MAX_REQUIREMENTS: usize = 8;
+
 /// Requirements by scope; the empty one is for all that are in no other.
 pub(super) type Scopes<K = PublicKey> = BTreeMap<String, Vec<Requirement<K>>>;
 
@@ -215,16 +218,24 @@ fn part(place: &str, problem: impl Into<String>) -> PolicyError {
 /// A scope of images in registries. One that no image could be in would let in what it was written
 /// against.
 fn docker_scope(place: &str, scope: &str) -> Result<String, PolicyError> {
-    let plain = scope.strip_prefix("*.").unwrap_or(scope);
-    let is_odd = |c: char| c.is_whitespace() || c.is_control() || c == '*';
-    if plain.contains(is_odd) || (plain != scope && plain.contains(['/', ':', '@'])) {
+    let is_name = |text: &str| Named::parse(text).is_some_and(|named| !named.is_exact());
+    let is_scope = match (scope, scope.strip_prefix("*.")) {
+        ("", _) => true,
+        (_, Some(domain)) => {
+            !domain.contains(['/', ':', '@'])
+                && domain.split('.').all(|label| !label.is_empty())
+                && is_name(&format!("x.{domain}/x"))
+        }
+        _ if !scope.contains('/') => is_name(&format!("{scope}/x/x")),
+        _ if is_name(scope) => true,
+        // Of one image: its name in full, and a tag or a digest.
+        _ => Named::parse(scope).is_some_and(|named| named.is_written(&with_host(scope))),
+    };
+    if !is_scope {
         return Err(part(
             place,
             "it is neither a part of a reference nor *.DOMAIN",
         ));
-    }
-    if plain.ends_with('/') || plain.contains("://") {
-        return Err(part(place, "it is no part of a reference"));
     }
     Ok(with_host(scope))
 }
@@ -248,6 +259,10 @@ fn requirements(
 ) -> Result<Vec<Requirement<KeyPlace>>, PolicyError> {
     if list.is_empty() {
         return Err(part(place, "it has no requirement"));
+    }
+    if list.len() > MAX_REQUIREMENTS {
+        let problem = format!("it has more than {MAX_REQUIREMENTS} requirements");
+        return Err(part(place, problem));
     }
     let list = list.into_iter().enumerate();
     list.map(|(number, Object(wire))| wire.check(&format!("{place}[{number}]")))

@@ -161,7 +161,11 @@ fn a_file_that_is_not_understood_to_its_last_word_is_refused() {
         ),
         (
             scopes(&format!(r#"{{"docker":{{"https://a.b":{anything}}}}}"#)),
-            "it is no part of a reference",
+            "it is neither a part of a reference nor *.DOMAIN",
+        ),
+        (
+            default(&format!("[{}]", [r#"{"type":"reject"}"#; 9].join(","))),
+            "default: it has more than 8 requirements",
         ),
         (
             scopes(&format!(r#"{{"oci":{{"/srv/../etc":{anything}}}}}"#)),
@@ -179,6 +183,51 @@ fn a_file_that_is_not_understood_to_its_last_word_is_refused() {
     ] {
         let told = parse(&text).unwrap_err();
         assert!(told.contains(expected), "{text}\n{told}\n{expected}");
+    }
+}
+
+#[test]
+fn a_scope_that_no_image_can_be_in_is_refused() {
+    let of = |scope: &str| {
+        let list = r#"[{"type":"insecureAcceptAnything"}]"#;
+        format!(r#"{{"default":{list},"transports":{{"docker":{{"{scope}":{list}}}}}}}"#)
+    };
+    let digest = digest();
+    for scope in [
+        "busybox",
+        "docker.io/busybox:1",
+        "index.docker.io/busybox:1",
+        "reg.example/",
+        "reg.example/NS",
+        "reg.example//ns",
+        "reg.example/ns os",
+        "reg.example/ns/os:",
+        "reg.example/ns/os@sha256:aa",
+        &format!("reg.example/ns/os:1@{digest}"),
+        "*",
+        "*.",
+        "*..example",
+        "*.example.",
+        "*.example/ns",
+        "*.example:5000",
+    ] {
+        let told = parse(&of(scope)).unwrap_err();
+        let expected = "it is neither a part of a reference nor *.DOMAIN";
+        assert_eq!(told, format!("transports.docker[\"{scope}\"]: {expected}"));
+    }
+    for scope in [
+        "",
+        "docker.io",
+        "docker.io/openshift",
+        "docker.io/library/busybox:1",
+        "REG.example:5000/ns",
+        "localhost",
+        "[::1]:5000",
+        "*.example",
+        "reg.example/os:1",
+        &format!("reg.example/ns/os@{digest}"),
+    ] {
+        assert!(parse(&of(scope)).is_ok(), "{scope}");
     }
 }
 
