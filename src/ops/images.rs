@@ -33,7 +33,7 @@ pub struct Inspection {
     pub top: Descriptor,
     /// Whether it was read from the store rather than from where it is published.
     pub from_store: bool,
-    /// Whether the policy lets it in, and by what; none where there is no policy.
+    /// Whether the policy lets in all of it that is here, and by what; none where there is no policy.
     pub trust: Option<Judgement>,
     /// Its manifests, those of indexes within its index too, and the entries that lead to none.
     pub manifests: Vec<InspectedManifest>,
@@ -146,17 +146,21 @@ pub async fn inspect(context: &Context<'_>, reference: &Reference) -> Result<Ins
             }
         }
     }
-    let mut digests = vec![top.digest];
-    match &stored {
-        Some(stored) => digests.extend(stored.images.iter().map(|image| image.manifest.digest)),
-        None => digests.extend(match manifests.as_slice() {
-            [only] => Some(only.entry.descriptor.digest),
-            _ => None,
-        }),
+    // Each that would be used, as it would be judged then.
+    let mut used: Vec<Vec<Digest>> = match (&stored, manifests.as_slice()) {
+        (Some(stored), _) => {
+            let manifests = stored.images.iter().map(|image| image.manifest.digest);
+            manifests.map(|digest| vec![top.digest, digest]).collect()
+        }
+        (None, [only]) => vec![vec![top.digest, only.entry.descriptor.digest]],
+        (None, _) => Vec::new(),
+    };
+    if used.is_empty() {
+        used.push(vec![top.digest]);
     }
-    digests.dedup();
+    used.iter_mut().for_each(Vec::dedup);
     let trust = Judge::open(context, reference)?;
-    let trust = trust.explain(context, &*source, &digests).await?;
+    let trust = trust.explain(context, &*source, &used).await?;
     Ok(Inspection {
         top,
         from_store: stored.is_some(),

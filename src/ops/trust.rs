@@ -133,24 +133,41 @@ impl Judge {
         trust
     }
 
-    /// The same, and what speaks against it is no error.
+    /// The same of several images that are known each by its digests, and what speaks against any of
+    /// them is no error.
     pub(super) async fn explain(
         mut self,
         context: &Context<'_>,
         source: &dyn Source,
-        digests: &[Digest],
+        images: &[Vec<Digest>],
     ) -> Result<Option<Judgement>, OpsError> {
-        let judged = self.judge(context, source, digests).await;
-        let Some((policy, _)) = self.policy else {
-            return Ok(None);
-        };
-        let verdict = match judged {
-            Ok(Some(trust)) => Ok(trust.verdict),
-            Ok(None) => return Ok(None),
-            Err(OpsError::Untrusted { source, .. }) => Err(source),
-            Err(error) => return Err(error),
-        };
-        Ok(Some(Judgement { policy, verdict }))
+        let mut whole: Option<Verdict> = None;
+        let mut refused = None;
+        for digests in images {
+            match self.judge(context, source, digests).await {
+                Ok(Some(Trust { verdict, .. })) => match &mut whole {
+                    Some(whole) => {
+                        let others = verdict.met.into_iter();
+                        let others: Vec<_> =
+                            others.filter(|met| !whole.met.contains(met)).collect();
+                        whole.met.extend(others);
+                    }
+                    None => whole = Some(verdict),
+                },
+                Ok(None) => {}
+                Err(OpsError::Untrusted { source, .. }) => {
+                    refused = Some(source);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let verdict = refused.map_or_else(|| whole.map(Ok), |refused| Some(Err(refused)));
+        let judgement = |(policy, _), verdict| Judgement { policy, verdict };
+        Ok(self
+            .policy
+            .zip(verdict)
+            .map(|(policy, verdict)| judgement(policy, verdict)))
     }
 
     /// Errors if what counted is not of one of `digests`, which is known only by now.

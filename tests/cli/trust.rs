@@ -9,7 +9,7 @@ use ironboot::oci::Digest;
 use serde_json::json;
 
 use crate::attached::{Attached, SIGNED, demand, demand_of_repository, policy, signed, untrusted};
-use crate::image::direct;
+use crate::image::{Image, OCI_MANIFEST, direct, disk, entry, manifest};
 use crate::sandbox::{Sandbox, check, check_json};
 use crate::signer::{Signer, statement};
 
@@ -299,6 +299,63 @@ fn inspect_tells_what_was_verified_and_what_was_not() {
         &told(),
         "not verified: $TMP/policy.json asks for no signature of everything (its default)\n",
     );
+}
+
+#[test]
+fn inspect_calls_an_image_verified_only_if_all_of_it_that_is_here_is() {
+    let mut image = Image::default();
+    let config = image.config("config", "{}");
+    let mut entries = Vec::new();
+    for architecture in ["amd64", "arm64"] {
+        let layers = [image.layer(
+            &format!("disk-{architecture}"),
+            "rootfs",
+            &disk(architecture),
+        )];
+        let text = manifest(&config, &layers);
+        let document = image.document(architecture, OCI_MANIFEST, &text);
+        entries.push(entry(document, architecture));
+    }
+    let image = image.index(&entries);
+    let signer = Signer::p256();
+    let (amd64, arm64) = (image.digest("amd64"), image.digest("arm64"));
+    let one = statement(arm64);
+    let mut both = one.clone();
+    both["subject"] = json!([statement(amd64)["subject"][0], one["subject"][0]]);
+    for (statement, is_accepted, met) in [(one, false, 0), (both, true, 2)] {
+        let attached = Attached::default();
+        let attached = attached.bundles(("referrers", arm64), &[signer.bundle(&statement)]);
+        let sandbox = Sandbox::new();
+        let server = attached.serve(&image);
+        let reference = format!("{}/os:1", server.address());
+        policy(
+            &sandbox,
+            r#"{"default":[{"type":"insecureAcceptAnything"}]}"#,
+        );
+        assert_eq!(
+            sandbox
+                .run(format!("pull -q --all --arch amd64 {reference}"))
+                .status,
+            0
+        );
+        demand(&sandbox, &[&signer], "matchRepository");
+        // By now, the store keeps the signature of the one.
+        assert_eq!(
+            sandbox
+                .run(format!("pull -q --arch arm64 {reference}"))
+                .status,
+            0
+        );
+        let inspected = sandbox
+            .run(format!("image inspect --json {reference}"))
+            .json();
+        let trust = &inspected["trust"];
+        assert_eq!(trust["accepted"], is_accepted, "{trust}");
+        let told = trust["requirements"].as_array().map_or(0, Vec::len);
+        assert_eq!(told, met, "{trust}");
+        let used = sandbox.run(format!("pull -q --arch amd64 {reference}"));
+        assert_eq!(used.status == 0, is_accepted, "{}", used.text());
+    }
 }
 
 /// What is between the lines of a PEM.
