@@ -99,7 +99,7 @@ impl Judge {
             None => None,
         };
         Ok(Self {
-            reference: reference.clone(),
+            reference: resolved(reference),
             policy,
             signatures: stored.map_or_else(Vec::new, |stored| stored.signatures),
             left_bytes: MAX_TOTAL_BYTES,
@@ -289,6 +289,18 @@ impl Judge {
         self.left_bytes = left.unwrap_or(self.left_bytes);
         left.is_some()
     }
+}
+
+/// The reference as scopes are written: of what is there, whatever links lead to it.
+fn resolved(reference: &Reference) -> Reference {
+    let mut resolved = reference.clone();
+    if let Reference::Layout(layout) = &mut resolved
+        // What is kept of it is of the path by which it was named, if that is gone.
+        && let Ok(path) = layout.path.canonicalize()
+    {
+        layout.path = path;
+    }
+    resolved
 }
 
 /// Reads the policy and its keys; none where no file is.

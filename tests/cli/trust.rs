@@ -358,6 +358,26 @@ fn inspect_calls_an_image_verified_only_if_all_of_it_that_is_here_is() {
     }
 }
 
+#[test]
+fn a_link_leads_into_no_other_scope() {
+    let sandbox = Sandbox::new();
+    let reference = sandbox.layout(&direct());
+    let path = &reference["oci:".len()..reference.len() - ":1".len()];
+    let (accept, reject) = (
+        r#"[{"type":"insecureAcceptAnything"}]"#,
+        r#"[{"type":"reject"}]"#,
+    );
+    policy(
+        &sandbox,
+        &format!(r#"{{"default":{accept},"transports":{{"oci":{{"{path}":{reject}}}}}}}"#),
+    );
+    symlink(path, sandbox.path("link")).unwrap();
+    for path in [path, sandbox.path("link").to_str().unwrap()] {
+        let output = sandbox.run(format!("pull --json --arch amd64 oci:{path}:1"));
+        assert_eq!(output.json()["error"]["kind"], "untrusted", "{path}");
+    }
+}
+
 /// What is between the lines of a PEM.
 fn body(pem: &str) -> String {
     pem.lines().filter(|line| !line.starts_with('-')).collect()
