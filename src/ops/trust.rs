@@ -23,9 +23,7 @@ use crate::source::Source;
 const MAX_POLICY_BYTES: u64 = 1 << 20;
 /// Largest file with a key, in bytes.
 const MAX_KEY_BYTES: u64 = 64 << 10;
-/// Bytes of signatures that are kept with an image, at most.
-const MAX_KEPT_BYTES: usize = 64 << 10;
-/// Bytes that are fetched for signatures of one image, at most.
+/// Bytes of signatures, and of the manifests in lists of them, that are fetched for one image at most.
 const MAX_TOTAL_BYTES: u64 = 16 << 20;
 
 /// Where it is said which images are let in.
@@ -65,15 +63,9 @@ pub(super) struct Judge {
     left_bytes: u64,
 }
 
-/// The signatures that are kept with an image: those that count, unless they are long; those are
-/// asked for again when they are needed.
+/// The signatures that are kept with an image: those that count.
 pub(super) fn kept(trust: Option<&Trust>) -> &[Signature] {
-    let signatures = trust.map_or(&[][..], |trust| &trust.signatures);
-    let sizes = signatures.iter().map(Signature::size_bytes);
-    match sizes.fold(0, usize::saturating_add) {
-        size_bytes if size_bytes <= MAX_KEPT_BYTES => signatures,
-        _ => &[],
-    }
+    trust.map_or(&[][..], |trust| &trust.signatures)
 }
 
 /// Judges the image of an instance before it starts, by the signatures that are kept.

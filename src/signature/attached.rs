@@ -91,17 +91,6 @@ impl Signature {
             _ => None,
         }
     }
-
-    /// Bytes that it takes to keep it.
-    #[must_use]
-    pub fn size_bytes(&self) -> usize {
-        match self {
-            Self::Simple {
-                payload, signature, ..
-            } => payload.len() + signature.len(),
-            Self::Bundle { bundle } => bundle.len(),
-        }
-    }
 }
 
 /// The layers of a manifest that are signatures and not too large, and not too many.

@@ -31,10 +31,11 @@ pub use key::{KeyError, PublicKey};
 pub use policy::{Policy, PolicyError, PolicyFile, Requirement};
 pub use scope::Rules;
 
-/// Most signatures of one image that are looked at.
+/// Most signatures that are looked at of one document at one [`Place`].
 pub const MAX_SIGNATURES: usize = 50;
-/// Largest signature that is read, in bytes: its payload, or its bundle.
-pub const MAX_SIGNATURE_BYTES: u64 = 1 << 20;
+/// Largest signature that is read, in bytes: its payload, or its bundle, and the manifest that lists
+/// it. What counts is kept with the image, so that it is no more than can be kept.
+pub const MAX_SIGNATURE_BYTES: u64 = 64 << 10;
 
 /// What no verification here looks at, in words for people.
 pub const NOT_CHECKED: [&str; 3] = ["transparency log", "certificate", "expiry"];

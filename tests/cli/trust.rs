@@ -378,6 +378,26 @@ fn a_link_leads_into_no_other_scope() {
     }
 }
 
+#[test]
+fn what_counts_is_kept_however_long_it_is() {
+    let signer = Signer::p256();
+    let image = direct();
+    let top = image.digest("top");
+    for (padding, is_accepted) in [(40_000, true), (70_000, false)] {
+        let sandbox = Sandbox::new();
+        demand(&sandbox, &[&signer], "matchRepository");
+        let mut bundle = signer.bundle(&statement(top));
+        bundle["verificationMaterial"]["padding"] = json!("\u{1}".repeat(padding / 6));
+        let attached = Attached::default().bundles(("referrers", top), &[bundle]);
+        let server = attached.serve(&image);
+        let pull = format!("pull -q --arch amd64 {}/os:1", server.address());
+        for line in [pull.clone(), format!("{pull} --pull never")] {
+            let output = sandbox.run(&line);
+            assert_eq!(output.status == 0, is_accepted, "{line}: {}", output.text());
+        }
+    }
+}
+
 /// What is between the lines of a PEM.
 fn body(pem: &str) -> String {
     pem.lines().filter(|line| !line.starts_with('-')).collect()
