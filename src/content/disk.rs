@@ -6,8 +6,8 @@
 
 use std::sync::Arc;
 
+use crate::content::Piece;
 use crate::content::initramfs::Compression;
-use crate::content::uki::Piece;
 use crate::content::{
     ContentError, HEAD_BYTES, Sample, TAIL_BYTES, identify, iso, partitions, qcow2,
 };

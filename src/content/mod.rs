@@ -32,6 +32,15 @@ pub const HEAD_BYTES: u64 = 128 << 10;
 /// Bytes from the end of a blob that the probes look at.
 pub const TAIL_BYTES: u64 = 512;
 
+/// A part of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Where it starts.
+    pub offset: u64,
+    /// How long it is.
+    pub size_bytes: u64,
+}
+
 /// The parts of a blob that the probes look at.
 #[derive(Debug, Clone)]
 pub struct Sample {

@@ -2,8 +2,8 @@
 
 use miniz_oxide::deflate::compress_to_vec;
 
+use crate::content::Piece;
 use crate::content::disk::{self, DiskContent};
-use crate::content::uki::Piece;
 use crate::content::{ContentError, HEAD_BYTES, Sample, TAIL_BYTES, qcow2};
 use crate::oci::Digest;
 

@@ -1,10 +1,11 @@
 //! No blob makes a probe panic, or promise what is not in the file.
 
+use crate::content::Piece;
 use crate::content::samples::{
     arm64_kernel, cpio, gpt, gzip, iso, mbr, patched, piece_of, qcow2_of, sample_of, uki,
     x86_kernel, zboot_kernel,
 };
-use crate::content::uki::{Piece, UkiContent};
+use crate::content::uki::UkiContent;
 use crate::content::{
     ContentError, check_squashfs, disk, identify, initramfs, iso as iso_probe, kernel, pe,
     uki as uki_probe,

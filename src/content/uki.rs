@@ -4,7 +4,7 @@
 //! Specifications: UAPI.5 *Unified Kernel Image*, and systemd-stub(7).
 
 use crate::content::pe::{self, Pe, Section};
-use crate::content::{ContentError, Sample, initramfs, kernel};
+use crate::content::{ContentError, Piece, Sample, initramfs, kernel};
 use crate::oci::{Architecture, Digest, Printable};
 
 const ROLE: &str = "uki";
@@ -13,15 +13,6 @@ const KIND: &str = "a unified kernel image";
 const MAX_TEXT_BYTES: u64 = 64 << 10;
 /// Bytes of the kernel that are looked at.
 const KERNEL_HEAD_BYTES: u64 = 64 << 10;
-
-/// A part of a file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Piece {
-    /// Where it starts.
-    pub offset: u64,
-    /// How long it is.
-    pub size_bytes: u64,
-}
 
 /// What is in a unified kernel image.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::ops::trust::{Judge, Trust};
 use crate::ops::{Context, OpsError, Progress, blocking, space, trust, unpack, users};
 use crate::source::Source;
 use crate::stage::{self, Inspected, StageError};
-use crate::store::{Lease, StoredImage};
+use crate::store::{Lease, MakeRaw, StoredImage};
 
 /// How much of an image is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -205,7 +205,7 @@ impl Attempt<'_> {
                 && let Some(disk) = plan.method.disk()
                 && let Some(map) = inspected.disk.as_ref().and_then(|disk| disk.qcow2.clone())
             {
-                unpack::unpack(self.context, disk, map, &lease).await?;
+                unpack::unpack(self.context, disk, map, &lease, MakeRaw::IfMissing).await?;
             }
             let reference = &self.image.reference;
             let store = &self.context.store;

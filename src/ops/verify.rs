@@ -228,17 +228,7 @@ async fn mend_derived(
     source: Digest,
     finding: Finding,
 ) -> Result<Found, OpsError> {
-    let store = context.store.clone();
-    let made = async {
-        let _lease = blocking(move || {
-            let lease = store.lease([source])?;
-            store.remove_raw(&source)?;
-            Ok::<_, StoreError>(lease)
-        })
-        .await?;
-        unpack::again(context, source).await
-    };
-    let outcome = match made.await {
+    let outcome = match unpack::again(context, source).await {
         Ok(()) => Outcome::Repaired,
         Err(error) => Outcome::Failed(words(&error)),
     };

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use crate::boot::uki::Words;
 use crate::boot::{BootMethod, BootPlan, CommandLine, DirectBoot, UkiBoot, UkiStart};
-use crate::content::uki::Piece;
+use crate::content::Piece;
 use crate::domain::{
     Backing, Boot, Disk, DiskBus, DiskFormat, Firmware, FwCfg, Machine, OemString, Serial, Uefi,
     UefiImage,

@@ -8,8 +8,8 @@ use crate::boot::{
     BootMethod, BootPlan, CommandLine, FirmwareWish, HostFirmware, UkiBoot, UkiStart,
 };
 use crate::content::disk::{DiskContent, DiskLayout};
-use crate::content::uki::{self, Piece, UkiContent};
-use crate::content::{self, Sample};
+use crate::content::uki::{self, UkiContent};
+use crate::content::{self, Piece, Sample};
 use crate::files::FileError;
 use crate::oci::{Architecture, Descriptor, Digest};
 use crate::stage::StageError;

@@ -32,7 +32,7 @@ use thiserror::Error;
 use crate::boot::uki::WordsError;
 use crate::boot::{CommandLine, CommandLineError};
 use crate::content::ContentError;
-use crate::content::uki::Piece;
+use crate::content::Piece;
 use crate::domain::{Backing, Boot, Disk, FwCfg, FwCfgName, OemString};
 use crate::files::{self, FileError};
 use crate::oci::Digest;

@@ -159,7 +159,14 @@ mod tests {
         lease.put(&disk, &bytes).unwrap();
         let found = crate::stage::disk(&disk, &|blob| lease.blob(blob)).unwrap();
         let map = found.qcow2.unwrap();
-        crate::stage::unpack(&disk, &map, &lease, &mut |_| ()).unwrap();
+        crate::stage::unpack(
+            &disk,
+            &map,
+            &lease,
+            crate::store::MakeRaw::IfMissing,
+            &mut |_| (),
+        )
+        .unwrap();
         let backing = Backing {
             file: store.raw_path(&disk.digest),
             format: DiskFormat::Raw,

@@ -6,17 +6,17 @@ use crate::content::qcow2;
 use crate::oci::Descriptor;
 use crate::stage::StageError;
 use crate::stage::inspect::read_at;
-use crate::store::{Lease, RawClaim};
+use crate::store::{Lease, MakeRaw, RawClaim};
 
-/// Unpacks `disk`, an image that `map` was read from, into the store, unless that was done already.
-/// Waits while another process does it. Tells `told` of the bytes as they come.
+/// Unpacks `disk`, an image that `map` was read from, into the store, if it is to be made. Waits while another process does it. Tells `told` of the bytes as they come.
 pub fn unpack(
     disk: &Descriptor,
     map: &qcow2::Map,
     lease: &Lease,
+    when: MakeRaw,
     told: &mut dyn FnMut(u64),
 ) -> Result<(), StageError> {
-    let mut raw = match lease.claim_raw(disk.digest)? {
+    let mut raw = match lease.claim_raw(disk.digest, when)? {
         RawClaim::Present => return Ok(()),
         RawClaim::Missing(raw) => raw,
     };

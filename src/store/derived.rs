@@ -86,6 +86,15 @@ impl Fault {
     }
 }
 
+/// When raw bytes are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MakeRaw {
+    /// Where they are not there.
+    IfMissing,
+    /// Whatever is there, which stays until these can have its place.
+    Anew,
+}
+
 /// Whether the raw bytes of a blob have to be made.
 #[derive(Debug)]
 pub enum RawClaim {
@@ -247,8 +256,7 @@ impl Store {
         })
     }
 
-    /// Takes out what was made of `source`, so that it can be made again. Whoever has it open keeps
-    /// it. Call only under [`Store::lock_repairs`] and with a lease of `source`.
+    /// Removes what is in the place of what is made of `source`, of which nothing is made. Call only under [`Store::lock_repairs`] and with a lease of `source`.
     pub fn remove_raw(&self, source: &Digest) -> Result<(), StoreError> {
         let path = self.derived_path(source);
         match fs::symlink_metadata(&path) {
@@ -299,20 +307,21 @@ impl Store {
 impl Lease {
     /// Tells whether the raw bytes of the blob `source` have to be made; waits while another process
     /// makes them.
-    pub fn claim_raw(&self, source: Digest) -> Result<RawClaim, StoreError> {
+    pub fn claim_raw(&self, source: Digest, when: MakeRaw) -> Result<RawClaim, StoreError> {
         self.check(source);
-        RawDraft::claim(self.store(), source)
+        RawDraft::claim(self.store(), source, when)
     }
 }
 
 impl RawDraft {
-    fn claim(store: &Store, source: Digest) -> Result<RawClaim, StoreError> {
-        if store.has_raw(&source)? {
+    fn claim(store: &Store, source: Digest, when: MakeRaw) -> Result<RawClaim, StoreError> {
+        let is_done = || Ok::<_, StoreError>(when == MakeRaw::IfMissing && store.has_raw(&source)?);
+        if is_done()? {
             return Ok(RawClaim::Present);
         }
         let directory = store.raw_draft_directory(&source);
         let lock = store.lock_ingest(&directory)?;
-        if store.has_raw(&source)? {
+        if is_done()? {
             store.remove_ingest(&directory)?;
             return Ok(RawClaim::Present);
         }
@@ -420,8 +429,8 @@ impl RawDraft {
         }
         files::sync_dir(made)?;
         let target = self.store.derived_path(&self.source);
-        // What is there already is of an older version, or was tampered with; it goes with the rest
-        // of the draft.
+        // What is there already is of an older version, or damaged; it goes with the rest of the
+        // draft. Whoever has it open keeps it.
         let flags = if super::is_gone(&target)? {
             RenameFlags::NOREPLACE
         } else {

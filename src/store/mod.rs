@@ -54,7 +54,7 @@ use thiserror::Error;
 use crate::files::{self, FileError, Way};
 use crate::oci::{Descriptor, Digest, Reference};
 
-pub use derived::{RawClaim, RawDraft, RawRecord};
+pub use derived::{MakeRaw, RawClaim, RawDraft, RawRecord};
 pub use gc::Removed;
 pub use ingest::{Claim, Ingest};
 pub use lease::Lease;

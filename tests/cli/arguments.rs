@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -123,20 +124,10 @@ fn an_ignition_config_is_for_nobody_else_and_goes_with_its_vm() {
     let config = r#"{"ignition":{"version":"3.0.0"},"secret":"hunter2"}"#;
     fs::write(sandbox.path("home/config.ign"), config).unwrap();
     let options = "-q --arch amd64 --accel tcg --name vm --ignition config.ign";
-    let mut masked = std::process::Command::new("sh");
     let program = sandbox.command(format!("prepare {options} {reference}"));
-    masked
-        .args(["-c", "umask 0 && exec \"$@\"", "sh"])
-        .arg(program.get_program())
-        .args(program.get_args())
-        .current_dir(sandbox.path("home"))
-        .env_clear()
-        .envs(
-            program
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        );
-    let output = sandbox.finish(masked);
+    let mut open = Command::new("sh");
+    open.args(["-c", "umask 0 && exec \"$@\"", "sh"]);
+    let output = sandbox.finish(sandbox.under(open, &program));
     assert_eq!(output.status, 0, "{}", output.text());
     let instance = sandbox.store().join("instances/vm");
     let mut kept = 0;

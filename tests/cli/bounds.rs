@@ -16,29 +16,16 @@ const MAX_KIBIBYTES: u32 = 128 << 10;
 /// Most of it is the time of a busy machine.
 const MAX_TIME: Duration = Duration::from_secs(5);
 
-/// The same command in little memory.
-fn in_little_memory(command: &Command) -> Command {
-    let mut within = Command::new("/bin/sh");
-    within
-        .arg("-c")
-        .arg(format!("ulimit -d {MAX_KIBIBYTES} && exec \"$@\""))
-        .arg("sh")
-        .arg(command.get_program())
-        .args(command.get_args())
-        .env_clear();
-    for (name, value) in command.get_envs() {
-        within.env(name, value.unwrap());
-    }
-    within
-}
-
 /// Pulls `os:1` from `server`, which must be refused with `kind`. Returns what was told.
 #[track_caller]
 fn refused_soon(server: &Hostile, kind: &str) -> String {
     let sandbox = Sandbox::new();
     sandbox.mask(&server.address(), "$REGISTRY");
     let pull = format!("pull --json --arch amd64 {}/os:1", server.address());
-    let command = in_little_memory(&sandbox.command(pull));
+    let mut limit = Command::new("/bin/sh");
+    let script = format!("ulimit -d {MAX_KIBIBYTES} && exec \"$@\"");
+    limit.args(["-c", &script, "sh"]);
+    let command = sandbox.under(limit, &sandbox.command(pull));
     let began = Instant::now();
     let output = sandbox.finish(command);
     let took = began.elapsed();

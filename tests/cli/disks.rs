@@ -81,17 +81,8 @@ fn what_a_disk_names_is_never_opened() {
                 "trace=%file,%network",
                 "-o",
             ])
-            .arg(&log)
-            .arg(program.get_program())
-            .args(program.get_args())
-            .env_clear()
-            .envs(
-                program
-                    .get_envs()
-                    .filter_map(|(key, value)| Some((key, value?))),
-            )
-            .current_dir(sandbox.path("home"));
-        let output = sandbox.finish(command);
+            .arg(&log);
+        let output = sandbox.finish(sandbox.under(command, &program));
         assert_eq!(output.status, 125, "{}: {}", disk.name, output.text());
         assert_empty_store(&sandbox);
         let calls = fs::read_to_string(&log).unwrap();

@@ -1,6 +1,7 @@
 //! Rows 112 to 123 of the hostile table: kernels, unified kernel images and command lines that
 //! would do harm or could not work, each told as what it is and leaving nothing.
 
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -168,17 +169,9 @@ fn a_small_program_that_announces_much_costs_little_memory() {
     let reference = sandbox.layout(&of_uki(&small));
     let program = sandbox.command(format!("pull -q --arch amd64 {reference}"));
     // Less than this, and the program itself does not start: its libraries are mapped whole.
-    let mut limited = std::process::Command::new("prlimit");
-    limited
-        .args(["--data=67108864", "--"])
-        .arg(program.get_program())
-        .args(program.get_args())
-        .envs(
-            program
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        );
-    let output = sandbox.finish(limited);
+    let mut limit = Command::new("prlimit");
+    limit.args(["--data=67108864", "--"]);
+    let output = sandbox.finish(sandbox.under(limit, &program));
     assert_eq!(output.status, 125, "{}", output.text());
     assert!(
         output.stderr.contains("EFI program sha256:<uki> has"),

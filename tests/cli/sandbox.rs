@@ -152,6 +152,21 @@ impl Sandbox {
         command
     }
 
+    /// `program` as the last words of `wrapper`, in its environment and no other.
+    pub(crate) fn under(&self, mut wrapper: Command, program: &Command) -> Command {
+        wrapper
+            .arg(program.get_program())
+            .args(program.get_args())
+            .env_clear()
+            .envs(
+                program
+                    .get_envs()
+                    .filter_map(|(name, value)| Some((name, value?))),
+            )
+            .current_dir(self.path("home"));
+        wrapper
+    }
+
     /// Runs the program with the words of `line`.
     pub(crate) fn run(&self, line: impl AsRef<str>) -> Output {
         self.finish(self.command(line))

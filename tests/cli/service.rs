@@ -48,21 +48,9 @@ fn what_the_service_runs_makes_a_store_that_other_users_may_pass_through() {
     let arguments = line.strip_prefix("/usr/bin/ironboot ").unwrap();
     let program = sandbox.command(arguments);
     let mut masked = Command::new("sh");
-    masked
-        .args([
-            "-c",
-            &format!("umask {} && exec \"$@\"", value("UMask")),
-            "sh",
-        ])
-        .arg(program.get_program())
-        .args(program.get_args())
-        .env_clear()
-        .envs(
-            program
-                .get_envs()
-                .filter_map(|(key, value)| Some((key, value?))),
-        );
-    let output = masked.output().unwrap();
+    let script = format!("umask {} && exec \"$@\"", value("UMask"));
+    masked.args(["-c", &script, "sh"]);
+    let output = sandbox.under(masked, &program).output().unwrap();
     assert!(output.status.success(), "{output:?}");
 
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;

@@ -6,8 +6,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use ironboot::content::Piece;
 use ironboot::content::disk::{DiskContent, probe};
-use ironboot::content::uki::Piece;
 use ironboot::content::{ContentError, HEAD_BYTES, Sample, TAIL_BYTES};
 use ironboot::oci::Digest;
 

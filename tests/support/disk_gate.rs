@@ -19,7 +19,7 @@ use std::time::Instant;
 
 use ironboot::oci::Descriptor;
 use ironboot::stage;
-use ironboot::store::{Claim, Store};
+use ironboot::store::{Claim, MakeRaw, Store};
 use serde_json::json;
 
 #[path = "corpus.rs"]
@@ -90,7 +90,14 @@ fn unpack(store: &Path, image: &Path) {
     drop(bytes);
     let began = Instant::now();
     let content = stage::disk(&disk, &|blob| lease.blob(blob)).unwrap();
-    stage::unpack(&disk, &content.qcow2.unwrap(), &lease, &mut |_| ()).unwrap();
+    stage::unpack(
+        &disk,
+        &content.qcow2.unwrap(),
+        &lease,
+        MakeRaw::IfMissing,
+        &mut |_| (),
+    )
+    .unwrap();
     let seconds = began.elapsed().as_secs_f64();
     let raw = store.raw_path(&disk.digest);
     println!("{}", json!({"raw": raw, "seconds": seconds}));

@@ -1,8 +1,8 @@
 //! The tables of a qcow2 image, read once: where the bytes of the disk are.
 
+use crate::content::Piece;
 use crate::content::qcow2::header::Header;
 use crate::content::qcow2::{Compression, refusal};
-use crate::content::uki::Piece;
 use crate::content::{ContentError, Sample};
 use crate::oci::Digest;
 

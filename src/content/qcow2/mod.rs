@@ -24,7 +24,7 @@ mod header;
 mod map;
 mod unpack;
 
-use crate::content::uki::Piece;
+use crate::content::Piece;
 use crate::content::{ContentError, Sample};
 use crate::oci::Digest;
 

@@ -10,9 +10,9 @@ use miniz_oxide::inflate::core::{DecompressorOxide, decompress};
 use ruzstd::decoding::{BlockDecodingStrategy, FrameDecoder};
 
 use crate::content::ContentError;
+use crate::content::Piece;
 use crate::content::qcow2::map::{Extent, Map, Place};
 use crate::content::qcow2::{Compression, refusal};
-use crate::content::uki::Piece;
 
 /// Bytes of plain clusters that are read at a time.
 const PIECE_BYTES: u64 = 1 << 20;

@@ -29,10 +29,16 @@ impl Case {
     }
 
     #[track_caller]
+    fn claim(&self, when: MakeRaw) -> RawDraft {
+        match self.lease.claim_raw(self.source, when).unwrap() {
+            RawClaim::Missing(raw) => *raw,
+            RawClaim::Present => panic!("it is there"),
+        }
+    }
+
+    #[track_caller]
     fn make(&self, length: usize) {
-        let RawClaim::Missing(mut raw) = self.lease.claim_raw(self.source).unwrap() else {
-            panic!("it is there");
-        };
+        let mut raw = self.claim(MakeRaw::IfMissing);
         raw.write(0, &vec![1; length]).unwrap();
         raw.commit(SIZE_BYTES).unwrap();
     }
@@ -50,6 +56,29 @@ fn what_ends_inside_a_piece_is_found_right_again() {
         assert_eq!(Case::new(length).problem(), None, "{length}");
     }
 }
+
+#[test]
+fn what_is_made_anew_takes_the_place_of_what_is_there_when_it_is_whole() {
+    let case = Case::new(512);
+    let path = case.store.raw_path(&case.source);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o666)).unwrap();
+    let opened = File::open(&path).unwrap();
+    let mut given_up = case.claim(MakeRaw::Anew);
+    given_up.write(0, &[2; 512]).unwrap();
+    given_up.discard().unwrap();
+    assert_eq!(case.problem(), Some(Problem::Mode(0o666)));
+
+    let mut raw = case.claim(MakeRaw::Anew);
+    raw.write(0, &[3; 512]).unwrap();
+    assert_eq!(fs::read(&path).unwrap()[..512], [1; 512]);
+    raw.commit(SIZE_BYTES).unwrap();
+    assert_eq!(case.problem(), None);
+    assert_eq!(fs::read(&path).unwrap()[..512], [3; 512]);
+    let mut old = [0; 512];
+    opened.read_exact_at(&mut old, 0).unwrap();
+    assert_eq!(old, [1; 512]);
+}
+
 #[test]
 fn a_directory_without_the_bytes_is_replaced() {
     let case = Case::new(512);
@@ -78,7 +107,7 @@ fn a_record_must_be_of_these_bytes_and_one_of_an_older_version_has_them_made_aga
         change(&mut record);
         case.store.write_record(&path, &record).unwrap();
         assert!(matches!(case.problem(), Some(Problem::Record(_))));
-        match case.lease.claim_raw(case.source) {
+        match case.lease.claim_raw(case.source, MakeRaw::IfMissing) {
             Err(StoreError::Damaged { .. }) => assert_ne!(record.schema_version, 1),
             Ok(RawClaim::Missing(raw)) => {
                 assert_eq!(record.schema_version, 1);
@@ -90,7 +119,9 @@ fn a_record_must_be_of_these_bytes_and_one_of_an_older_version_has_them_made_aga
     case.make(512);
     assert_eq!(case.problem(), None);
     assert!(matches!(
-        case.lease.claim_raw(case.source).unwrap(),
+        case.lease
+            .claim_raw(case.source, MakeRaw::IfMissing)
+            .unwrap(),
         RawClaim::Present
     ));
 }

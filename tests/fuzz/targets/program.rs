@@ -2,7 +2,7 @@
 
 #![no_main]
 
-use ironboot::content::uki::Piece;
+use ironboot::content::Piece;
 use ironboot::content::{ContentError, kernel, uki};
 use ironboot::oci::Architecture;
 use ironboot_fuzz::sample;
