@@ -129,6 +129,7 @@ pub(super) fn instance_request(
             },
             guest_files,
             oem_strings: machine.smbios,
+            is_observed: false,
             ensure_console: false,
         },
         ephemeral: false,

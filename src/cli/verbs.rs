@@ -26,6 +26,7 @@ use crate::ops::define::{self, Then};
 use crate::ops::instances;
 use crate::ops::prepare::{self, IfDifferent, InstanceRequest, Prepared};
 use crate::ops::pull::{self, Extent, Pulled};
+use crate::ops::run::Booted;
 use crate::ops::{Context, OpsError, list, resolve, run};
 use crate::store::Store;
 
@@ -246,7 +247,8 @@ async fn pull(
 }
 
 async fn prepare(context: &Context<'_>, request: InstanceRequest) -> Result<Ended, Report> {
-    let prepared = prepare::prepare(context, &request, None, IfDifferent::Fail).await?;
+    let prepared = prepare::prepare(context, &request, None, IfDifferent::Fail).await;
+    let (prepared, _lock) = prepared?;
     Ok(Ended::with(
         text::staged(&prepared.record.spec),
         prepared_object(context, &prepared),
@@ -349,27 +351,11 @@ async fn run_image(
 ) -> Result<Ended, Report> {
     // Heard from here on without a gap: one that comes while QEMU starts is answered afterwards.
     let mut signals = Signals::listen();
-    let made = tokio::select! {
-        made = run::make(context, request) => made?,
-        number = signals.next() => return Ok(interrupted(number)),
+    let running = match run::boot(context, request, signals.next()).await? {
+        Booted::Running(running) => *running,
+        Booted::Ended(number) => return Ok(interrupted(number)),
     };
-    let running = run::start(context, made).await?;
-    let watched = tokio::select! {
-        found = run::watch(&running) => found,
-        number = signals.next() => {
-            run::finish(context, running).await?;
-            return Ok(interrupted(number));
-        }
-    };
-    let found = match watched {
-        Ok(found) => found,
-        Err(error) => {
-            run::finish(context, running).await?;
-            return Err(error.into());
-        }
-    };
-    let running = run::settle(context, running, found).await?;
-    let record = running.record.clone();
+    let record = running.prepared.record.clone();
     let spec = &record.spec;
     if detach {
         run::leave(running)?;
@@ -391,7 +377,7 @@ async fn run_image(
                 output::instance(&record, Some("running")),
             ));
         }
-        _ => run::finish(context, running).await?,
+        _ => drop(run::finish(context, running).await?),
     }
     match left {
         Ok(Left::Stopped) => Ok(Ended::with(

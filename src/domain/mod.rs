@@ -43,6 +43,10 @@ pub struct DomainSpec {
     pub fw_cfg: Vec<FwCfg>,
     /// Strings that the guest reads in its SMBIOS tables (type 11); only firmware makes those.
     pub oem_strings: Vec<OemString>,
+    /// Whether what firmware and guest tell besides their console is kept: see
+    /// [`DomainSpec::firmware_log`] and [`DomainSpec::notices`].
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub is_observed: bool,
     /// The VM's own directory, absolute; sockets and logs are made in it.
     pub directory: PathBuf,
     /// What it was made from.
@@ -56,6 +60,19 @@ impl DomainSpec {
         self.directory.join("console.log")
     }
 
+    /// The file that keeps what the firmware of an observed VM tells on its debug port; x86's alone
+    /// have one, and many a release prints nothing there.
+    #[must_use]
+    pub fn firmware_log(&self) -> PathBuf {
+        self.directory.join("firmware.log")
+    }
+
+    /// The file that keeps what an observed guest writes to [`NOTICE_PORT`].
+    #[must_use]
+    pub fn notices(&self) -> PathBuf {
+        self.directory.join("notices")
+    }
+
     /// The digest of everything that decides the VM: two that have the same are the same.
     ///
     /// It is of the canonical JSON, whose keys are sorted and which has no spaces. Errors if a path
@@ -64,6 +81,16 @@ impl DomainSpec {
         let canonical = serde_json::to_value(self)?.to_string();
         Ok(Digest::of(canonical.as_bytes()))
     }
+}
+
+/// The virtio port on which an observed guest tells that it is ready, in the words of sd_notify(3):
+/// `/dev/virtio-ports/io.ironboot.notify`.
+pub const NOTICE_PORT: &str = "io.ironboot.notify";
+
+// By reference, as serde asks for it.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// What a VM was made from.

@@ -30,6 +30,8 @@ pub(crate) fn all() -> Vec<(&'static str, DomainSpec)> {
         ("network", on(Nic::Network("default".parse().unwrap()))),
         ("nothing-boots", nothing_boots()),
         ("nvme", nvme()),
+        ("observed-amd64", observed(Amd64)),
+        ("observed-arm64", observed(Arm64)),
         ("secure-boot-amd64", booted_by(Amd64, secure())),
         // There is no system management mode to be had on Arm, whoever asks for it.
         ("secure-boot-arm64", booted_by(Arm64, secure())),
@@ -38,6 +40,13 @@ pub(crate) fn all() -> Vec<(&'static str, DomainSpec)> {
         ("uki-arm64", uki(Arm64)),
         ("uki-told", uki_told()),
     ]
+}
+
+fn observed(machine: Machine) -> DomainSpec {
+    DomainSpec {
+        is_observed: true,
+        ..direct(machine)
+    }
 }
 
 /// Direct kernel boot of an overlay and a squashfs, by translation.
@@ -84,6 +93,7 @@ pub(crate) fn direct(machine: Machine) -> DomainSpec {
         }),
         fw_cfg: Vec::new(),
         oem_strings: Vec::new(),
+        is_observed: false,
         directory: "/srv/vms/web".into(),
         provenance: Provenance {
             reference: "registry.example/os/web:1".into(),

@@ -76,7 +76,8 @@ pub async fn follow(
 
 /// The log as one stream, though libvirt's log daemon moves a full one aside: to `console.log.0`, that
 /// one to `console.log.1`, and so on, until the oldest is gone.
-struct Follower {
+#[derive(Debug)]
+pub(super) struct Follower {
     log: PathBuf,
     /// The piece that is read, whatever its name is by now.
     piece: Option<File>,
@@ -84,7 +85,7 @@ struct Follower {
 }
 
 impl Follower {
-    fn of(log: PathBuf) -> Self {
+    pub(super) fn of(log: PathBuf) -> Self {
         Self {
             log,
             piece: None,
@@ -93,7 +94,10 @@ impl Follower {
     }
 
     /// Gives the next bytes to `sink`; false if there are none now.
-    fn next(&mut self, sink: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<bool, OpsError> {
+    pub(super) fn next(
+        &mut self,
+        sink: &mut dyn FnMut(&[u8]) -> io::Result<()>,
+    ) -> Result<bool, OpsError> {
         if self.give(sink)? {
             return Ok(true);
         }

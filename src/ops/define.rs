@@ -35,7 +35,7 @@ pub async fn define(
     if_different: IfDifferent,
     then: Then,
 ) -> Result<Outcome, OpsError> {
-    let mut prepared = prepare(context, request, Some(hypervisor), if_different).await?;
+    let (mut prepared, _lock) = prepare(context, request, Some(hypervisor), if_different).await?;
     let spec = &prepared.record.spec;
     let defined = match preflight::machine(spec, hypervisor).await {
         Ok(()) => hypervisor.define(spec).await.map_err(OpsError::from),

@@ -70,6 +70,7 @@ fn opened(spec: &DomainSpec) -> Vec<Opened<'_>> {
         nic: _,
         fw_cfg,
         oem_strings: _,
+        is_observed: _,
         directory: _,
         provenance: _,
     } = spec;

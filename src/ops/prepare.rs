@@ -40,6 +40,8 @@ pub struct MachineRequest {
     pub guest_files: Vec<GuestFile>,
     /// What the guest reads in its SMBIOS tables.
     pub oem_strings: Vec<OemString>,
+    /// Whether what firmware and guest tell besides their console is kept; under QEMU only.
+    pub is_observed: bool,
     /// Whether a command line without `console=` gets one for the serial port.
     pub ensure_console: bool,
 }
@@ -74,8 +76,6 @@ pub struct Prepared {
     pub fetched_bytes: u64,
     /// Whether it was made now, or was there.
     pub is_new: bool,
-    /// Held against everybody else who would make or remove it.
-    pub lock: NameLock,
 }
 
 /// What to do with an instance of the same name that is different.
@@ -87,13 +87,14 @@ pub enum IfDifferent {
     Replace,
 }
 
-/// Pulls the image and makes the instance; one that is there and the same is left as it is.
+/// Pulls the image and makes the instance; one that is there and the same is left as it is. While
+/// the lock is held, nobody else makes or removes it.
 pub async fn prepare(
     context: &Context<'_>,
     request: &InstanceRequest,
     hypervisor: Option<&dyn Hypervisor>,
     if_different: IfDifferent,
-) -> Result<Prepared, OpsError> {
+) -> Result<(Prepared, NameLock), OpsError> {
     let (instances, name) = (context.instances.clone(), request.name.clone());
     // Asked before anything is fetched for it.
     let runs_as = runs_as(hypervisor).await?;
@@ -160,7 +161,7 @@ pub async fn prepare(
         let digests = pinned(&pulled.top.digest, &pulled.selected, &plan);
         make(context, &record, &own, runs_as.file_owner(), digests)?;
     }
-    Ok(Prepared {
+    let prepared = Prepared {
         record,
         plan,
         inspected,
@@ -168,8 +169,8 @@ pub async fn prepare(
         selected: pulled.selected,
         fetched_bytes: pulled.fetched_bytes,
         is_new,
-        lock,
-    })
+    };
+    Ok((prepared, lock))
 }
 
 /// Says what [`prepare`] would make, without making it: the plan, the VM, and its own files.
@@ -305,6 +306,7 @@ fn specify(
         nic: request.machine.nic.clone(),
         fw_cfg,
         oem_strings,
+        is_observed: request.machine.is_observed,
         directory,
         provenance: Provenance {
             reference: image.reference.to_string(),

@@ -141,6 +141,7 @@ impl Vm {
             nic: None,
             fw_cfg: Vec::new(),
             oem_strings: Vec::new(),
+            is_observed: false,
             directory,
             provenance: Provenance {
                 reference: "registry.example/test/guest:1".into(),

@@ -193,6 +193,7 @@ fn spec() -> BoxedStrategy<DomainSpec> {
                     nic,
                     fw_cfg,
                     oem_strings,
+                    is_observed: false,
                     directory,
                     provenance: Provenance {
                         index_digest: has_index.then(|| Digest::of(method.as_bytes())),

@@ -38,8 +38,13 @@ pub(super) fn domain(spec: &DomainSpec, runs_as: RunsAs) -> Result<Element, Hype
         // In `fw_cfg`.
         fw_cfg: _,
         oem_strings: strings,
+        is_observed,
         provenance,
     } = spec;
+    if *is_observed {
+        let what = "ports that are observed";
+        return Err(HypervisorError::unsupported("libvirt", spec, what));
+    }
     let kind = match accelerator {
         Accelerator::Kvm => "kvm",
         Accelerator::Tcg => "qemu",
@@ -314,6 +319,7 @@ mod tests {
             assert_eq!(error, format!("libvirt can not give web {expected}"));
         };
         check("nvme", |_| {}, QEMU, "an NVMe disk");
+        check("observed-amd64", |_| {}, QEMU, "ports that are observed");
         check(
             "disk-arm64",
             |spec| spec.boot = Boot::Disk(Firmware::Bios),
@@ -401,7 +407,7 @@ mod tests {
         samples::all()
             .into_iter()
             // The one that libvirt has not.
-            .filter(|(name, _)| *name != "nvme")
+            .filter(|(name, _)| *name != "nvme" && !name.starts_with("observed"))
             .map(|(name, spec)| (name, spec, runs_as(name)))
             .collect()
     }

@@ -56,6 +56,7 @@ pub fn command(
         nic,
         fw_cfg,
         oem_strings,
+        is_observed,
         directory: _,
         provenance: _,
     } = spec;
@@ -109,6 +110,9 @@ pub fn command(
     for string in oem_strings {
         let options = Options::of("type", "11").with("value", string.as_str());
         args.add("-smbios", options);
+    }
+    if *is_observed {
+        devices::observers(&mut args, spec)?;
     }
     Ok(args.into_command())
 }

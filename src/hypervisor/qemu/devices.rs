@@ -1,10 +1,10 @@
-//! The block devices and the network card on QEMU's command line.
+//! The block devices, the network card and what observes on QEMU's command line.
 
 use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::domain::{Disk, DiskBus, DiskFormat, DomainSpec, Forward, Nic};
+use crate::domain::{Disk, DiskBus, DiskFormat, DomainSpec, Forward, Machine, NOTICE_PORT, Nic};
 use crate::hypervisor::qemu::options::{Arguments, Options, text};
 use crate::hypervisor::{HypervisorError, mac_address};
 
@@ -131,4 +131,26 @@ fn user_network(forwards: &[Forward]) -> Options {
         options = options.with("hostfwd", &format!("tcp:127.0.0.1:{host}-:{guest}"));
     }
     options
+}
+
+/// Adds what keeps the words that are not for the console: the debug port of x86's firmware, and the
+/// port on which a guest tells that it is ready. They come last, so that no other device has
+/// another place for them.
+pub(super) fn observers(args: &mut Arguments, spec: &DomainSpec) -> Result<(), HypervisorError> {
+    let file = |id: &str, path: &Path| -> Result<Options, HypervisorError> {
+        let options = Options::new("file").with("id", id);
+        Ok(options.with("path", &text(path)?))
+    };
+    if spec.machine == Machine::Amd64 {
+        args.add("-chardev", file("firmware-log", &spec.firmware_log())?);
+        // OVMF's and SeaBIOS's.
+        let port = json!({"driver": "isa-debugcon", "iobase": 0x402, "chardev": "firmware-log"});
+        args.add("-device", port.to_string());
+    }
+    args.add("-chardev", file("notices", &spec.notices())?);
+    let bus = json!({"driver": "virtio-serial-pci", "id": "ports"});
+    args.add("-device", bus.to_string());
+    let port = json!({"driver": "virtserialport", "chardev": "notices", "name": NOTICE_PORT});
+    args.add("-device", port.to_string());
+    Ok(())
 }

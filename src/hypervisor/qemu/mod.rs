@@ -14,6 +14,7 @@
 
 pub mod args;
 mod devices;
+mod events;
 mod guard;
 mod options;
 pub mod orphan;
@@ -45,6 +46,7 @@ use crate::hypervisor::{
     Trouble,
 };
 
+pub use events::{Event, Events, Happening};
 pub use guard::Guard;
 
 /// Name in records and JSON.

@@ -21,7 +21,7 @@ use crate::hypervisor::HypervisorError;
 use crate::hypervisor::qemu::args;
 
 /// How long the monitor may take; it serves one client at a time, each for an instant.
-const TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that are read of one answer at most.
 const MAX_ANSWER_BYTES: u64 = 1 << 20;
 
@@ -59,20 +59,31 @@ pub(super) async fn execute_within(
     command: &str,
     patience: Duration,
 ) -> Result<Value, HypervisorError> {
-    let error = |message: String| HypervisorError::Monitor {
-        domain: spec.name.clone(),
-        message,
-    };
     match timeout(patience, converse(spec, command)).await {
         Ok(Ok(value)) => Ok(value),
-        Ok(Err(source)) => Err(error(source.to_string())),
-        Err(_) => Err(error(format!("no answer within {} s", patience.as_secs()))),
+        Ok(Err(source)) => Err(failed(spec, source.to_string())),
+        Err(_) => Err(unanswered(spec, patience)),
     }
 }
 
+pub(super) fn failed(spec: &DomainSpec, message: String) -> HypervisorError {
+    HypervisorError::Monitor {
+        domain: spec.name.clone(),
+        message,
+    }
+}
+
+pub(super) fn unanswered(spec: &DomainSpec, patience: Duration) -> HypervisorError {
+    failed(spec, format!("no answer within {} s", patience.as_secs()))
+}
+
+pub(super) async fn connect(directory: &Path) -> io::Result<UnixStream> {
+    let (_open, path) = path_in(directory)?;
+    UnixStream::connect(path).await
+}
+
 async fn converse(spec: &DomainSpec, command: &str) -> io::Result<Value> {
-    let (_open, path) = path_in(&spec.directory)?;
-    let (reader, mut writer) = UnixStream::connect(path).await?.into_split();
+    let (reader, mut writer) = connect(&spec.directory).await?.into_split();
     let mut lines = BufReader::new(reader.take(MAX_ANSWER_BYTES)).lines();
     let mut next = async || -> io::Result<Value> {
         let line = lines.next_line().await?;
