@@ -31,6 +31,7 @@
 //! | [`image`] | variants, layer roles and the one table of media types, selection | I/O |
 //! | [`boot`] | boot methods, what image and host offer for each, the plan, command lines | I/O |
 //! | [`domain`] | the complete description of a VM, in file paths | I/O |
+//! | [`expect`] | what a console says: stages, failures, a script and its matcher | I/O, ask what time it is |
 //! | [`content`] | what a blob really is: disks, kernels, UKIs, ISOs, file systems | I/O, more than 128 KiB, a UKI's texts and a qcow2's tables |
 //! | [`signature`] | the policy of who must have signed what, keys, signatures | I/O |
 //! | [`files`] | durable replacement, directory sync, locks | decide anything |
@@ -69,6 +70,7 @@ pub mod oci;
 pub mod image;
 pub mod boot;
 pub mod domain;
+pub mod expect;
 pub mod content;
 pub mod signature;
 pub mod files;

@@ -11,6 +11,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("image", &["oci"]),
     ("boot", &["oci", "image"]),
     ("domain", &["oci", "boot"]),
+    ("expect", &[]),
     ("content", &["oci", "domain"]),
     ("signature", &["oci"]),
     ("files", &[]),
@@ -34,6 +35,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "boot",
             "content",
             "domain",
+            "expect",
             "signature",
             "files",
             "source",
@@ -52,6 +54,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "image",
             "boot",
             "domain",
+            "expect",
             "signature",
             "files",
             "source",
@@ -67,7 +70,15 @@ const ROOMS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms of words: values in, values out.
-const WORDS: &[&str] = &["oci", "image", "boot", "domain", "content", "signature"];
+const WORDS: &[&str] = &[
+    "oci",
+    "image",
+    "boot",
+    "domain",
+    "expect",
+    "content",
+    "signature",
+];
 
 /// What a room of words has no business with.
 const OUTSIDE: &[&str] = &[

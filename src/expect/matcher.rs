@@ -1,0 +1,262 @@
+//! The matcher: bytes in, what happened out.
+
+use std::collections::VecDeque;
+
+use crate::expect::lines::Lines;
+use crate::expect::markers::{self, Sign};
+use crate::expect::{Failure, Pattern, Script, Stage, Step};
+
+/// How many of the last lines are kept for reports.
+const TAIL_LINES: usize = 40;
+
+/// What happened on a console.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The boot has come further. Stages that said nothing are left out.
+    Reached {
+        /// How far.
+        stage: Stage,
+        /// The line that says so.
+        line: String,
+    },
+    /// What was waited for came.
+    Matched {
+        /// Its index in [`Script::steps`].
+        step: usize,
+        /// The line that has it.
+        line: String,
+    },
+    /// These bytes are to be typed now.
+    Send(Vec<u8>),
+    /// The boot has failed; nothing follows.
+    Failed {
+        /// Why.
+        failure: Failure,
+        /// The line that says so.
+        line: String,
+        /// For [`Failure::FailOn`], which of [`Script::fail_on`].
+        pattern: Option<usize>,
+    },
+    /// All steps are done; nothing follows.
+    Passed {
+        /// The line that was waited for last.
+        line: String,
+    },
+}
+
+/// Follows a console by a script.
+#[derive(Debug)]
+pub struct Matcher {
+    script: Script,
+    lines: Lines,
+    /// The step that comes next.
+    step: usize,
+    /// Where in the unfinished line the next `Expect` begins.
+    from: usize,
+    stage: Option<Stage>,
+    /// An initramfs with a systemd of its own is at work: it greets as the root's does.
+    in_systemd_initramfs: bool,
+    is_over: bool,
+    /// The last line that was judged.
+    last: String,
+    tail: VecDeque<String>,
+}
+
+impl Matcher {
+    /// Begins at the script's first step.
+    #[must_use]
+    pub fn new(script: Script) -> Self {
+        Self {
+            script,
+            lines: Lines::default(),
+            step: 0,
+            from: 0,
+            stage: None,
+            in_systemd_initramfs: false,
+            is_over: false,
+            last: String::new(),
+            tail: VecDeque::new(),
+        }
+    }
+
+    /// Takes what the guest printed, in any pieces, and judges each line that is finished.
+    ///
+    /// Behind [`Event::Failed`] or [`Event::Passed`] nothing comes any more, but lines are still kept.
+    pub fn read(&mut self, bytes: &[u8]) -> Vec<Event> {
+        let mut events = Vec::new();
+        if self.step == 0 && !self.script.steps.is_empty() {
+            self.send(&mut events);
+        }
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (count, is_line) = self.lines.take(rest);
+            rest = &rest[count..];
+            if is_line {
+                self.judge(&mut events);
+                self.keep();
+                self.lines.clear();
+                self.from = 0;
+            }
+        }
+        events
+    }
+
+    /// Judges the line that is not finished, such as a prompt: for the caller to say once nothing has
+    /// come for a while, about 100 ms. To say it twice, or in the middle of a line, does no harm, except that
+    /// `$` in a pattern then means the place where the guest paused.
+    pub fn quiet(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        self.judge(&mut events);
+        events
+    }
+
+    /// The machine was reset: stages begin anew, the script goes on.
+    pub fn restarted(&mut self) {
+        self.keep();
+        self.lines = Lines::default();
+        self.from = 0;
+        self.stage = None;
+        self.in_systemd_initramfs = false;
+    }
+
+    /// How far the boot has come.
+    #[must_use]
+    pub fn stage(&self) -> Option<Stage> {
+        self.stage
+    }
+
+    /// The last line that has come, finished or found when the guest was quiet.
+    #[must_use]
+    pub fn last_line(&self) -> &str {
+        &self.last
+    }
+
+    /// What is waited for, unless all steps are done.
+    #[must_use]
+    pub fn awaited(&self) -> Option<&Pattern> {
+        self.script.steps[self.step..]
+            .iter()
+            .find_map(|step| match step {
+                Step::Expect(pattern) => Some(pattern),
+                Step::Send(_) => None,
+            })
+    }
+
+    /// The last lines, at most 40, oldest first.
+    pub fn lines(&self) -> impl Iterator<Item = &str> {
+        let unfinished = match self.lines.line() {
+            [] => None,
+            _ => Some(self.last.as_str()),
+        };
+        let skipped = (self.tail.len() + unfinished.iter().len()).saturating_sub(TAIL_LINES);
+        let finished = self.tail.iter().map(String::as_str);
+        finished.chain(unfinished).skip(skipped)
+    }
+
+    /// Looks at the line as far as it has come.
+    fn judge(&mut self, events: &mut Vec<Event>) {
+        let line = String::from_utf8_lossy(self.lines.line());
+        let shown = line.trim();
+        if shown.is_empty() {
+            return;
+        }
+        self.last.clear();
+        self.last.push_str(shown);
+        if self.is_over {
+            return;
+        }
+        let line = line.into_owned();
+        let failure = self.signs(&line, events);
+        let fail_on = || {
+            let mut patterns = self.script.fail_on.iter();
+            let index = patterns.position(|pattern| pattern.end_of_match(&line, 0).is_some());
+            index.map(|index| (Failure::FailOn, Some(index)))
+        };
+        let failure = failure.map(|failure| (failure, None));
+        if let Some((failure, pattern)) = failure.or_else(fail_on) {
+            self.is_over = true;
+            let line = self.last.clone();
+            events.push(Event::Failed {
+                failure,
+                line,
+                pattern,
+            });
+            return;
+        }
+        self.follow(&line, events);
+    }
+
+    /// Moves the stage on by what the line says, and gives the failure that it tells.
+    fn signs(&mut self, line: &str, events: &mut Vec<Event>) -> Option<Failure> {
+        for sign in markers::signs(line, self.stage) {
+            match sign {
+                Sign::SystemdInitramfs => self.in_systemd_initramfs = true,
+                Sign::SwitchRoot => self.in_systemd_initramfs = false,
+                Sign::Greeting if self.in_systemd_initramfs => {}
+                Sign::Greeting => self.reach(Stage::Userspace, events),
+                Sign::Stage(stage) => self.reach(stage, events),
+                Sign::Nothing => {}
+                Sign::Failure(failure) if self.script.tolerated.contains(&failure) => {}
+                Sign::Failure(failure) => return Some(failure),
+            }
+        }
+        None
+    }
+
+    fn reach(&mut self, stage: Stage, events: &mut Vec<Event>) {
+        if self.stage < Some(stage) {
+            self.stage = Some(stage);
+            let line = self.last.clone();
+            events.push(Event::Reached { stage, line });
+        }
+    }
+
+    /// Does the steps that the line allows.
+    fn follow(&mut self, line: &str, events: &mut Vec<Event>) {
+        while let Some(Step::Expect(pattern)) = self.script.steps.get(self.step) {
+            // A line that was taken back by backspaces is shorter than what was matched in it.
+            let mut from = self.from.min(line.len());
+            while !line.is_char_boundary(from) {
+                from -= 1;
+            }
+            let Some(end) = pattern.end_of_match(line, from) else {
+                return;
+            };
+            self.from = end;
+            let (step, line) = (self.step, self.last.clone());
+            events.push(Event::Matched { step, line });
+            self.step += 1;
+            self.send(events);
+        }
+    }
+
+    /// Sends what comes next, and passes behind the last step.
+    fn send(&mut self, events: &mut Vec<Event>) {
+        while let Some(Step::Send(bytes)) = self.script.steps.get(self.step) {
+            events.push(Event::Send(bytes.clone()));
+            self.step += 1;
+        }
+        if self.step == self.script.steps.len() {
+            self.is_over = true;
+            let line = self.last.clone();
+            events.push(Event::Passed { line });
+        }
+    }
+
+    /// Adds the last line to those that are kept.
+    fn keep(&mut self) {
+        let line = String::from_utf8_lossy(self.lines.line());
+        let line = line.trim();
+        if line.is_empty() {
+            return;
+        }
+        // The oldest one's memory is used again.
+        let mut kept = match self.tail.len() {
+            TAIL_LINES => self.tail.pop_front().unwrap_or_default(),
+            _ => String::new(),
+        };
+        kept.clear();
+        kept.push_str(line);
+        self.tail.push_back(kept);
+    }
+}
