@@ -77,6 +77,18 @@ impl Host {
     }
 }
 
+/// Memory that could be given to new programs, in MiB, as the kernel estimates it (proc(5),
+/// `MemAvailable`); none where it does not tell.
+#[must_use]
+pub fn available_mib() -> Option<u64> {
+    let memory = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib >> 10)
+}
+
 /// The kernel's release, the CPU's model, and the modules that KVM consists of.
 fn kvm_state(cpuinfo: &str) -> String {
     let release = rustix::system::uname();

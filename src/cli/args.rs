@@ -3,6 +3,7 @@
 // In a help text, brackets mean what may be left out.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+mod test;
 mod values;
 
 use std::num::NonZeroU32;
@@ -20,6 +21,9 @@ use crate::ops::resolve::PullPolicy;
 
 use values::{age, cpus, credential, credential_file, hostname, network, reference, seconds, size};
 
+pub(super) use test::{Axis, PassArgs, TestArgs};
+#[cfg(test)]
+pub(super) use values::typed;
 pub(super) use values::{Credential, CredentialFile, NetworkWord, credential_name};
 
 /// Turns an IronCore OCI image into a booted VM
@@ -167,6 +171,13 @@ pub(super) enum Verb {
         #[arg(long)]
         dry_run: bool,
     },
+    /// Boot images and tell whether they come up: exit status 0 if they do, 1 if one does not
+    #[command(
+        after_help = "Failures that are always looked for: a kernel that panics, an emergency \
+                            or initramfs shell, firmware or loader that finds nothing to boot, a VM \
+                            that ends."
+    )]
+    Test(Box<TestArgs>),
     /// List instances
     #[command(visible_alias = "ls")]
     List,
@@ -289,7 +300,7 @@ pub(super) struct ImageArgs {
     pub choice: ChoiceArgs,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Which image, and how it boots")]
 pub(super) struct ChoiceArgs {
     /// Architecture [default: this host's]
@@ -324,7 +335,7 @@ pub(super) struct ChoiceArgs {
     pub pull: PullWord,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "The machine")]
 pub(super) struct MachineArgs {
     /// Number of virtual CPUs

@@ -167,3 +167,20 @@ fn home_directory(variable: &str, default: &str) -> io::Result<PathBuf> {
 pub(super) fn absolute(directory: &Path) -> io::Result<PathBuf> {
     std::path::absolute(directory)
 }
+
+/// GitHub Actions, if it runs us: the file that takes a job's summary, if it has one.
+pub(super) struct GitHub {
+    pub summary: Option<PathBuf>,
+}
+
+/// Whether GitHub Actions runs us.
+///
+/// Source: GitHub's "Default environment variables".
+pub(super) fn github() -> Option<GitHub> {
+    let is_there = env::var_os("GITHUB_ACTIONS").is_some_and(|value| value == "true");
+    is_there.then(|| GitHub {
+        summary: env::var_os("GITHUB_STEP_SUMMARY")
+            .filter(|file| !file.is_empty())
+            .map(PathBuf::from),
+    })
+}

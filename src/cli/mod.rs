@@ -2,7 +2,7 @@
 //! touches these.
 //!
 //! `run` parses (args), looks up (environment), makes requests of it (request), dispatches (verbs,
-//! image_verbs, doctor) and reports (report); what a person sees is made in text, progress and terminal,
+//! image_verbs, doctor, test) and reports (report); what a person sees is made in text, progress and terminal,
 //! what a program sees in output.
 
 mod args;
@@ -14,6 +14,7 @@ mod doctor;
 mod output;
 mod text;
 mod script;
+mod test;
 mod progress;
 mod terminal;
 mod report;

@@ -395,6 +395,17 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
             "warning: what is no longer needed is not removed: {reason}"
         )),
         Progress::HypervisorSaid(words) => Some(format!("QEMU: {}", Printable(&words))),
+        Progress::StageReached {
+            label,
+            stage,
+            after,
+        } => {
+            let (stage, seconds) = (stage.as_str(), after.as_secs_f64());
+            Some(format!(
+                "{}: {stage} after {seconds:.1} s",
+                Printable(&label)
+            ))
+        }
         Progress::Started(name) => verbose.then(|| format!("started {name}")),
         Progress::Waiting { label } => Some(format!(
             "{label}: waiting for another ironboot, or reading what an earlier one left"

@@ -206,11 +206,11 @@ pub(super) fn forward(machine: &mut MachineRequest, publish: Vec<Forward>) -> Re
     Ok(())
 }
 
-/// A name that no other instance has.
-pub(super) fn generated_name() -> Result<DomainName, Report> {
+/// A name that no other instance has: `prefix` and some letters.
+pub(super) fn generated_name(prefix: &str) -> Result<DomainName, Report> {
     // The file's name is the only randomness that is needed, and tempfile has it.
     let unique = tempfile::Builder::new()
-        .prefix("run-")
+        .prefix(prefix)
         .rand_bytes(6)
         .tempfile()
         .map_err(|error| Report::usage(format!("pass --name: {error}")))?;

@@ -13,7 +13,7 @@ use crate::cli::report::Report;
 use crate::cli::request::{forward, generated_name, image_request, instance_request};
 use crate::cli::terminal::{self, Left, Signals, Sink};
 use crate::cli::{
-    Ended, Output, doctor, environment, image_verbs, open_hypervisor, output, script, text,
+    Ended, Output, doctor, environment, image_verbs, open_hypervisor, output, script, test, text,
 };
 use crate::domain::{DomainName, DomainSpec};
 use crate::host::Host;
@@ -126,7 +126,7 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             publish,
             dry_run,
         } => {
-            let name = name.map_or_else(generated_name, Ok)?;
+            let name = name.map_or_else(|| generated_name("run-"), Ok)?;
             let mut request = instance_request(context, image, machine, name)?;
             request.ephemeral = !persistent && !detach;
             request.machine.ensure_console = true;
@@ -136,6 +136,7 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             }
             run_image(context, &request, detach, json).await
         }
+        Verb::Test(args) => test::execute(context, *args).await,
         Verb::List => {
             let listed = list::list(context).await?;
             Ok(Ended::with(
@@ -402,7 +403,7 @@ fn ended(left: Result<Left, OpsError>) -> Result<Ended, Report> {
 }
 
 /// Ended by a signal, with the exit status that shells give to that.
-fn interrupted(number: u8) -> Ended {
+pub(super) fn interrupted(number: u8) -> Ended {
     Ended {
         output: Output::Nothing,
         exit_code: 128 + number,

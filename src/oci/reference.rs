@@ -154,6 +154,21 @@ impl Reference {
         }
     }
 
+    /// The same image, whatever becomes of its tag or name: the document `digest` in the same place.
+    #[must_use]
+    pub fn pinned(&self, digest: Digest) -> Self {
+        match self {
+            Self::Registry(reference) => Self::Registry(RegistryReference {
+                digest: Some(digest),
+                ..reference.clone()
+            }),
+            Self::Layout(reference) => Self::Layout(LayoutReference {
+                entry: LayoutEntry::Digest(digest),
+                ..reference.clone()
+            }),
+        }
+    }
+
     /// The digest that was asked for, if one was.
     #[must_use]
     pub fn digest(&self) -> Option<&Digest> {

@@ -21,6 +21,7 @@ pub mod reach;
 pub mod resolve;
 pub mod run;
 mod space;
+pub mod test;
 mod tree;
 pub mod trust;
 mod unpack;

@@ -1,7 +1,10 @@
 //! What a use case tells while it works. The program draws it; the library prints nothing.
 
+use std::time::Duration;
+
 use crate::boot::{CommandLine, MethodName};
 use crate::domain::DomainName;
+use crate::expect::Stage;
 use crate::host::AcceleratorChoice;
 use crate::oci::{Digest, Reference};
 
@@ -107,6 +110,15 @@ pub enum Progress {
     StatesUnknown(String),
     /// A VM is defined as it was asked for already.
     DefinedAlready(DomainName),
+    /// The boot of a VM that is tested has come to a stage.
+    StageReached {
+        /// What the test is called.
+        label: String,
+        /// The stage.
+        stage: Stage,
+        /// Since QEMU was started.
+        after: Duration,
+    },
     /// A VM was started.
     Started(DomainName),
 }

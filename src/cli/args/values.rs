@@ -81,6 +81,66 @@ pub(in crate::cli) fn age(text: &str) -> Result<Duration, String> {
         .ok_or_else(error)
 }
 
+/// Parses a time that something may take: `90s`, `1.5m`, `2h`, or a number of seconds.
+pub(in crate::cli) fn duration(text: &str) -> Result<Duration, String> {
+    let error = || "not a time above zero, as in 90s, 5m or 1h".to_owned();
+    let (digits, seconds) = match text.chars().next_back().ok_or_else(error)? {
+        's' => (&text[..text.len() - 1], 1.0),
+        'm' => (&text[..text.len() - 1], 60.0),
+        'h' => (&text[..text.len() - 1], 3600.0),
+        _ => (text, 1.0),
+    };
+    if !digits.chars().all(|c| c.is_ascii_digit() || c == '.') {
+        return Err(error());
+    }
+    let number: f64 = digits.parse().map_err(|_| error())?;
+    // A year, so that no sum of times has more than there is.
+    Some(number * seconds)
+        .filter(|seconds| *seconds > 0.0 && *seconds <= 31_536_000.0)
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(error)
+}
+
+/// Parses a number of percents, with or without the sign.
+pub(in crate::cli) fn percent(text: &str) -> Result<u32, String> {
+    let digits = text.strip_suffix('%').unwrap_or(text);
+    let number = digits.parse().ok().filter(|number| *number <= 10_000);
+    number.ok_or_else(|| "not a number of percents, as in 20%".to_owned())
+}
+
+/// Parses what is typed on a guest's keyboard, Enter behind it.
+pub(in crate::cli) fn typed(text: &str) -> Result<Vec<u8>, String> {
+    let mut bytes = Vec::new();
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        if c != '\\' {
+            bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes());
+            continue;
+        }
+        bytes.push(match rest.next() {
+            Some('n' | 'r') => b'\r',
+            Some('t') => b'\t',
+            Some('e') => 0x1b,
+            Some('\\') => b'\\',
+            Some('x') => {
+                let digits: String = rest.by_ref().take(2).collect();
+                u8::from_str_radix(&digits, 16)
+                    .ok()
+                    .filter(|_| digits.len() == 2 && !digits.starts_with('+'))
+                    .ok_or_else(|| format!("not two hexadecimal digits: \\x{digits}"))?
+            }
+            Some('c') if rest.as_str().is_empty() => return Ok(bytes),
+            other => {
+                let other = other.map_or(String::new(), String::from);
+                return Err(format!("no key is written `\\{other}`"));
+            }
+        });
+    }
+    // As the key does: a terminal makes a line's end of it.
+    bytes.push(b'\r');
+    Ok(bytes)
+}
+
 /// Parses a size: `20G`, or a number of bytes.
 pub(in crate::cli) fn size(text: &str) -> Result<u64, String> {
     parse_size(text, 1).map_err(|error| error.to_string())
@@ -176,6 +236,42 @@ mod tests {
             "99999999999999999999w",
         ] {
             assert!(age(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn times_and_percents_are_read() {
+        for (text, seconds) in [("90", 90.0), ("90s", 90.0), ("1.5m", 90.0), ("2h", 7200.0)] {
+            assert_eq!(
+                duration(text),
+                Ok(Duration::from_secs_f64(seconds)),
+                "{text}"
+            );
+        }
+        for text in [
+            "", "s", "0", "-1s", "1d", "inf", "1e9", "nan", "1:30", "9999999h", "é",
+        ] {
+            assert!(duration(text).is_err(), "{text}");
+        }
+        assert_eq!((percent("20%"), percent("0")), (Ok(20), Ok(0)));
+        for text in ["", "%", "-5", "1.5", "99999"] {
+            assert!(percent(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_typed_ends_with_enter_unless_it_says_otherwise() {
+        for (text, bytes) in [
+            ("root", &b"root\r"[..]),
+            ("", b"\r"),
+            ("é\\n\\x03", b"\xc3\xa9\r\x03\r"),
+            ("\\e[B\\c", b"\x1b[B"),
+            ("a\\\\n", b"a\\n\r"),
+        ] {
+            assert_eq!(typed(text).as_deref(), Ok(bytes), "{text}");
+        }
+        for text in ["\\", "\\q", "\\x1", "\\x+1", "a\\cb"] {
+            assert!(typed(text).is_err(), "{text}");
         }
     }
 

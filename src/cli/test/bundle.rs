@@ -1,0 +1,216 @@
+//! What is kept of a test that did not pass, and the same test from it again.
+//!
+//! ```text
+//! <artifacts>/<test>/test.json      the test as it was asked for: `--reproduce` reads this alone
+//!                    verdict.json   what `test --json` says of it
+//!                    command.sh     QEMU's command line
+//!                    versions.json  ironboot, QEMU, kernel and CPU of the host
+//!                    console.log, firmware.log, notices, qemu.log, events.jsonl, domain.json
+//! ```
+//!
+//! What a guest is given as a credential is not kept.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Parser;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::cli::args::TestArgs;
+use crate::cli::report::Report;
+use crate::cli::script::quote;
+use crate::files::{self, FileError};
+use crate::hypervisor::qemu::args::{self, MonitorSocket};
+use crate::hypervisor::qemu::version::version;
+use crate::ops::Context;
+
+use super::words::Words;
+use super::{Judged, words};
+
+/// Largest description of a test that is read, in bytes.
+const MAX_TEST_BYTES: u64 = 1 << 20;
+/// Words that one may have.
+const MAX_WORDS: usize = 4096;
+/// How long QEMU may take to say its version.
+const VERSION_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The directory of artifacts.
+#[derive(Debug)]
+pub(super) struct Shelf(PathBuf);
+
+impl Shelf {
+    pub(super) fn at(directory: &Path) -> Result<Self, Report> {
+        fs::create_dir_all(directory).map_err(FileError::of("create", directory))?;
+        Ok(Self(directory.to_owned()))
+    }
+
+    /// A place for what is kept of a test, gone again if nothing is.
+    pub(super) fn place(&self) -> Result<TempDir, Report> {
+        let place = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.0);
+        Ok(place.map_err(FileError::of("create a directory in", &self.0))?)
+    }
+
+    /// Keeps what is in `place` under the test's name, instead of what an earlier call has kept
+    /// there. `number` tells apart names that are the same once they are a directory's.
+    pub(super) fn keep(
+        &self,
+        place: TempDir,
+        name: &str,
+        number: usize,
+    ) -> Result<PathBuf, Report> {
+        let path = self.0.join(directory_name(name, number));
+        if path.join("test.json").is_file() {
+            fs::remove_dir_all(&path).map_err(FileError::of("remove", &path))?;
+        }
+        // Only an empty directory gives way to another.
+        fs::rename(place.path(), &path).map_err(FileError::of("create", &path))?;
+        drop(place.keep());
+        Ok(path)
+    }
+}
+
+/// The name of a test as that of a directory.
+fn directory_name(name: &str, number: usize) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    let plain = name.chars().map(|c| if is_plain(c) { c } else { '_' });
+    // Its end says how it was tested.
+    let plain: Vec<char> = plain.collect();
+    let end: String = plain[plain.len().saturating_sub(160)..].iter().collect();
+    let end = end.trim_start_matches(['.', '-']);
+    match number {
+        0 => end.to_owned(),
+        number => format!("{end}_{number}"),
+    }
+}
+
+/// Writes what is known of the test beside what was left of its VM.
+pub(super) async fn write(
+    context: &Context<'_>,
+    directory: &Path,
+    judged: &Judged,
+    args: &TestArgs,
+    verdict: &Value,
+) -> Result<(), Report> {
+    let Words { words, withheld } = words::of(judged, args);
+    let test = json!({
+        "schema_version": 1,
+        "name": judged.case.name,
+        "words": words,
+        "withheld": withheld,
+        "reason": verdict["reason"]["kind"],
+    });
+    write_json(directory, "test.json", &test)?;
+    write_json(directory, "verdict.json", verdict)?;
+    let mut versions = json!({
+        "ironboot": env!("CARGO_PKG_VERSION"),
+        "host": context.host.kvm_state,
+    });
+    if let Ok(tested) = &judged.result {
+        let spec = &tested.prepared.record.spec;
+        let program = args::program(spec.machine);
+        versions["qemu"] = json!(version(program, VERSION_PATIENCE).await.ok());
+        let command = args::command(spec, MonitorSocket::Named)?;
+        let command = command.iter().map(|word| quote(&word.to_string_lossy()));
+        let command = command.collect::<Vec<_>>().join(" \\\n    ");
+        write_text(directory, "command.sh", &format!("{command}\n"))?;
+    }
+    write_json(directory, "versions.json", &versions)
+}
+
+fn write_json(directory: &Path, name: &str, value: &Value) -> Result<(), Report> {
+    write_text(directory, name, &format!("{value:#}\n"))
+}
+
+fn write_text(directory: &Path, name: &str, text: &str) -> Result<(), Report> {
+    let path = directory.join(name);
+    Ok(fs::write(&path, text).map_err(FileError::of("write", &path))?)
+}
+
+/// A test that was kept.
+#[derive(Debug)]
+pub(super) struct Kept {
+    /// How it was asked for.
+    pub args: TestArgs,
+    /// Its name.
+    pub name: String,
+    /// Why it failed, if it did.
+    pub reason: Option<String>,
+}
+
+/// The words of a test, as they are parsed on a command line.
+#[derive(Debug, Parser)]
+#[command(no_binary_name = true)]
+struct Line {
+    #[command(flatten)]
+    args: TestArgs,
+}
+
+/// Reads a test that was kept. `asked` is what was asked for now, which has the credentials that are
+/// not kept, and says what comes of it.
+pub(super) fn read(directory: &Path, asked: &TestArgs) -> Result<Kept, Report> {
+    let path = directory.join("test.json");
+    let shown = path.display();
+    let json = match files::read_small(&path, MAX_TEST_BYTES) {
+        Err(error) if error.source.kind() == io::ErrorKind::NotADirectory => None,
+        json => json?,
+    };
+    let json = json.ok_or_else(|| Report::usage(format!("no such file: {shown}")))?;
+    let refuse = |why: &str| Report::usage(format!("not a test that was kept, {why}: {shown}"));
+    let test: Value = serde_json::from_slice(&json).map_err(|error| refuse(&error.to_string()))?;
+    let strings = |key: &str| -> Option<Vec<String>> {
+        let values = test[key]
+            .as_array()
+            .filter(|values| values.len() <= MAX_WORDS)?;
+        let strings = values.iter().map(|value| value.as_str().map(str::to_owned));
+        strings.collect()
+    };
+    let words = strings("words").ok_or_else(|| refuse("it has no words"))?;
+    let withheld = strings("withheld").ok_or_else(|| refuse("it has nothing withheld"))?;
+    let line = Line::try_parse_from(words).map_err(|error| {
+        let text = error.to_string();
+        refuse(text.lines().next().unwrap_or_default())
+    })?;
+    let mut args = line.args;
+    if args.results.reproduce.is_some() || args.images.len() != 1 || !args.matrix.is_empty() {
+        return Err(refuse("it is not of one image"));
+    }
+    args.machine
+        .set_credential
+        .clone_from(&asked.machine.set_credential);
+    let given = |name: &String| {
+        let mut given = asked.machine.set_credential.iter();
+        given.any(|credential| words::credential_id(&credential.name) == name.as_str())
+    };
+    if let Some(name) = withheld.iter().find(|name| !given(name)) {
+        return Err(Report::usage(format!(
+            "credential {name} was not kept; pass --set-credential {name}:VALUE"
+        )));
+    }
+    args.results.clone_from(&asked.results);
+    Ok(Kept {
+        args,
+        name: test["name"].as_str().unwrap_or_default().to_owned(),
+        reason: test["reason"].as_str().map(str::to_owned),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tests_name_makes_one_directory_below() {
+        for (name, number, expected) in [
+            ("reg:5000/os:1 amd64 disk", 0, "reg_5000_os_1_amd64_disk"),
+            ("../../etc amd64", 0, "_.._etc_amd64"),
+            (".new-x", 2, "new-x_2"),
+            ("é\n/", 0, "___"),
+        ] {
+            assert_eq!(directory_name(name, number), expected);
+        }
+        assert_eq!(directory_name(&"a/".repeat(500), 0).len(), 160);
+    }
+}
