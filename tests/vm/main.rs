@@ -13,6 +13,7 @@
 //! | `kills`     | signals and kills at any moment, and what is left of a `run` after them |
 //! | `failures`  | QEMUs that do not start                                                 |
 //! | `health`    | VMs that were started and do not run                                    |
+//! | `verdicts`  | `test`: guests that come up and guests that do not                    |
 //! | `define`    | libvirt through the program                                             |
 //! | `consoles`  | libvirt's consoles in a terminal, and logs that are moved aside         |
 //! | `orphans`   | what only the store or only libvirt knows of, and kills in between      |
@@ -36,6 +37,7 @@ mod instances;
 mod kills;
 mod failures;
 mod health;
+mod verdicts;
 #[cfg(feature = "libvirt")]
 mod define;
 #[cfg(feature = "libvirt")]

@@ -1,7 +1,7 @@
 //! The tests of one call: each image, each way.
 
 use crate::boot::FirmwareWish;
-use crate::cli::args::{AccelWord, Axis, BootWord, ChoiceArgs, ImageArgs, MachineArgs, TestArgs};
+use crate::cli::args::{Axis, BootWord, ChoiceArgs, ImageArgs, MachineArgs, TestArgs};
 use crate::cli::report::Report;
 use crate::cli::request::{absolute, generated_name, instance_request};
 use crate::oci::Reference;
@@ -40,7 +40,7 @@ pub(super) fn cases(context: &Context<'_>, args: &TestArgs) -> Result<Vec<Case>,
         }
     }
     for case in &mut cases {
-        case.name = name(context, case);
+        case.name = name(context, args, case);
     }
     for (place, case) in cases.iter().enumerate() {
         if cases[..place].iter().any(|other| other.name == case.name) {
@@ -74,8 +74,9 @@ fn each(case: &Case, axis: &Axis) -> Vec<Case> {
     }
 }
 
-/// The image, the architecture, and what else was asked for.
-fn name(context: &Context<'_>, case: &Case) -> String {
+/// The image, the architecture, how it boots if that was asked for, and the accelerator if there are
+/// several: one test has the same name wherever it runs.
+fn name(context: &Context<'_>, args: &TestArgs, case: &Case) -> String {
     let choice = &case.choice;
     let architecture = choice.arch.as_ref();
     let mut words = vec![
@@ -93,7 +94,11 @@ fn name(context: &Context<'_>, case: &Case) -> String {
     if choice.firmware != FirmwareWish::default() {
         words.push(format!("firmware={}", choice.firmware));
     }
-    if case.machine.accel != AccelWord::Auto {
+    if args
+        .matrix
+        .iter()
+        .any(|axis| matches!(axis, Axis::Accel(_)))
+    {
         words.push(format!("accel={}", value_name(case.machine.accel)));
     }
     words.join(" ")
