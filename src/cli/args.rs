@@ -170,6 +170,13 @@ pub(super) enum Verb {
         /// Print the command that would run it, and touch nothing
         #[arg(long)]
         dry_run: bool,
+        /// Print what would be run, in this form, and touch nothing
+        #[arg(long, value_enum, value_name = "FORM")]
+        print: Option<PrintWord>,
+        /// Arguments for QEMU as they are, after ironboot's own; QEMU's sandbox stays, in which
+        /// it starts no programs
+        #[arg(last = true, value_name = "QEMU-ARGS")]
+        qemu_arguments: Vec<String>,
     },
     /// Boot images and tell whether they come up: exit status 0 if they do, 1 if one does not
     #[command(
@@ -390,6 +397,16 @@ pub(super) enum BootWord {
     Disk,
     /// The ISO, booted by firmware
     Iso,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum PrintWord {
+    /// The commands that a shell runs, as --dry-run prints them
+    Argv,
+    /// The domain that `define` would make of the same
+    Xml,
+    /// The VM and QEMU's arguments, as --dry-run --json prints them
+    Json,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

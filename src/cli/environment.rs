@@ -118,11 +118,15 @@ pub(super) fn libvirt_uri(connect: Option<&str>) -> String {
     }
 }
 
+/// The libvirt that is meant by whoever can name none.
+pub(super) fn default_libvirt() -> String {
+    libvirt_uri(env::var("LIBVIRT_DEFAULT_URI").ok().as_deref())
+}
+
 /// The caller's own libvirt, if there can be domains there. A user's daemon is started by whoever
 /// asks, so one who has never had a domain is not asked for.
 pub(super) fn own_libvirt() -> Option<String> {
-    let named = env::var("LIBVIRT_DEFAULT_URI").ok();
-    let uri = libvirt_uri(named.as_deref());
+    let uri = default_libvirt();
     let own = home_directory("XDG_CONFIG_HOME", ".config").ok();
     let has_had_one = || own.is_some_and(|directory| directory.join("libvirt/qemu").is_dir());
     (uri == "qemu:///system" || has_had_one()).then_some(uri)

@@ -130,6 +130,7 @@ pub(super) fn instance_request(
             guest_files,
             oem_strings: machine.smbios,
             is_observed: false,
+            qemu_arguments: Vec::new(),
             ensure_console: false,
         },
         ephemeral: false,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
-use crate::cli::args::{ChoiceArgs, Cli, ImageArgs, ProgressWord, Verb};
+use crate::cli::args::{ChoiceArgs, Cli, ImageArgs, PrintWord, ProgressWord, Verb};
 use crate::cli::output::Planned;
 use crate::cli::progress::{Amount, Drawing, Form};
 use crate::cli::report::Report;
@@ -125,14 +125,18 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             persistent,
             publish,
             dry_run,
+            print,
+            qemu_arguments,
         } => {
             let name = name.map_or_else(|| generated_name("run-"), Ok)?;
             let mut request = instance_request(context, image, machine, name)?;
             request.ephemeral = !persistent && !detach;
             request.machine.ensure_console = true;
+            request.machine.qemu_arguments = qemu_arguments;
             forward(&mut request.machine, publish)?;
-            if dry_run {
-                return dry_run_of(context, &request).await;
+            let print = print.or(dry_run.then_some(PrintWord::Argv));
+            if let Some(form) = print {
+                return dry_run_of(context, &request, form).await;
             }
             run_image(context, &request, detach, json).await
         }
@@ -325,7 +329,14 @@ async fn domain_xml(uri: &str, _spec: &DomainSpec) -> Result<String, Report> {
         .map_err(Report::from)
 }
 
-async fn dry_run_of(context: &Context<'_>, request: &InstanceRequest) -> Result<Ended, Report> {
+async fn dry_run_of(
+    context: &Context<'_>,
+    request: &InstanceRequest,
+    form: PrintWord,
+) -> Result<Ended, Report> {
+    if form == PrintWord::Xml {
+        return dry_define(context, request, &environment::default_libvirt()).await;
+    }
     let (plan, spec, own) = prepare::describe(context, request, None).await?;
     let command = qemu::args::command(&spec, MonitorSocket::Named)?;
     let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
@@ -340,8 +351,13 @@ async fn dry_run_of(context: &Context<'_>, request: &InstanceRequest) -> Result<
         "argv": words,
         "missing_bytes": missing,
         "staged": output::staged(&spec),
+        "vm": spec,
     });
-    Ok(Ended::with(script::script(&spec, &own, &command), json))
+    let text = match form {
+        PrintWord::Json => format!("{}\n", output::object(json.clone())),
+        PrintWord::Argv | PrintWord::Xml => script::script(&spec, &own, &command),
+    };
+    Ok(Ended::with(text, json))
 }
 
 async fn run_image(

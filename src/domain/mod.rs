@@ -51,6 +51,11 @@ pub struct DomainSpec {
     pub directory: PathBuf,
     /// What it was made from.
     pub provenance: Provenance,
+    /// Words for QEMU's command line that nobody here has judged; they come last.
+    ///
+    /// Not written where there are none: a VM of before them has the digest that it had.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub qemu_arguments: Vec<String>,
 }
 
 impl DomainSpec {

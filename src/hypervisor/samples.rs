@@ -101,6 +101,7 @@ pub(crate) fn direct(machine: Machine) -> DomainSpec {
             manifest_digest: Digest::of(b"manifest"),
             method: "direct".into(),
         },
+        qemu_arguments: Vec::new(),
     }
 }
 

@@ -73,6 +73,8 @@ fn opened(spec: &DomainSpec) -> Vec<Opened<'_>> {
         is_observed: _,
         directory: _,
         provenance: _,
+        // Nobody here knows what they name.
+        qemu_arguments: _,
     } = spec;
     let mut opened: Vec<Opened<'_>> = boot.loaded().map(read).collect();
     opened.extend(flash(boot).into_iter().flatten());

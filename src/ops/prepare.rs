@@ -42,6 +42,8 @@ pub struct MachineRequest {
     pub oem_strings: Vec<OemString>,
     /// Whether what firmware and guest tell besides their console is kept; under QEMU only.
     pub is_observed: bool,
+    /// Words for QEMU's command line, as they are.
+    pub qemu_arguments: Vec<String>,
     /// Whether a command line without `console=` gets one for the serial port.
     pub ensure_console: bool,
 }
@@ -314,6 +316,7 @@ fn specify(
             manifest_digest: image.manifest_digest,
             method: plan.method.name().to_string(),
         },
+        qemu_arguments: request.machine.qemu_arguments.clone(),
     };
     Ok((spec, own))
 }
@@ -365,6 +368,10 @@ fn difference(present: &Record, wanted: &Record) -> Option<&'static str> {
         (
             was.oem_strings != is.oem_strings,
             "its guest is given other SMBIOS strings",
+        ),
+        (
+            was.qemu_arguments != is.qemu_arguments,
+            "QEMU is given other arguments",
         ),
         (true, "it is another machine"),
     ];

@@ -165,6 +165,51 @@ fn a_dry_run_under_json_prints_the_words_of_the_command() {
 }
 
 #[test]
+fn what_a_run_would_do_is_printed_in_the_form_that_is_asked_for() {
+    let sandbox = Sandbox::new();
+    let image = sandbox.layout(&direct());
+    let printed = |line: &str| {
+        let line = line.replace("IMAGE", &image);
+        let output = sandbox.command(line).output().unwrap();
+        sandbox.masked(&output)
+    };
+    let argv = printed("run --print argv --name vm IMAGE");
+    assert_eq!(argv.status, 0, "{}", argv.text());
+    assert_eq!(argv.stdout, printed("run --dry-run --name vm IMAGE").stdout);
+    // Arguments of the user's own come last, whatever they are.
+    let own = printed("run --print argv --name vm IMAGE -- -device usb-ehci,id=a -S");
+    let expected = argv.stdout.trim_end().to_owned() + " -device usb-ehci,id=a -S\n";
+    assert_eq!(own.stdout, expected);
+
+    let json = printed("run --print json --name vm IMAGE -- -S");
+    assert_eq!(
+        json.stdout,
+        printed("run --dry-run --json --name vm IMAGE -- -S").stdout
+    );
+    let vm = &json.json()["vm"];
+    assert_eq!(vm["name"], "vm");
+    assert_eq!(vm["qemu_arguments"], serde_json::json!(["-S"]));
+
+    let xml = printed("run --print xml --name vm IMAGE");
+    assert_eq!(
+        xml.text(),
+        printed("define --dry-run --name vm IMAGE").text()
+    );
+    if has_libvirt() {
+        check(
+            &printed("run --quiet --print xml --name vm IMAGE -- -S").text(),
+            r#"
+            ------- stderr -------
+            error: libvirt can not give vm arguments of QEMU's own
+            hint: QEMU may have it: `ironboot run`
+            [exit status: 125]
+            "#,
+        );
+    }
+    assert!(!sandbox.store().exists());
+}
+
+#[test]
 fn a_console_is_added_where_the_command_line_has_none() {
     let sandbox = Sandbox::new();
     let image = sandbox.layout(&direct());

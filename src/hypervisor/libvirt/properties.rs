@@ -201,6 +201,7 @@ fn spec() -> BoxedStrategy<DomainSpec> {
                         reference,
                         method,
                     },
+                    qemu_arguments: Vec::new(),
                 }
             },
         )

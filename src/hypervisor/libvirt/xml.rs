@@ -40,9 +40,14 @@ pub(super) fn domain(spec: &DomainSpec, runs_as: RunsAs) -> Result<Element, Hype
         oem_strings: strings,
         is_observed,
         provenance,
+        qemu_arguments,
     } = spec;
     if *is_observed {
         let what = "ports that are observed";
+        return Err(HypervisorError::unsupported("libvirt", spec, what));
+    }
+    if !qemu_arguments.is_empty() {
+        let what = "arguments of QEMU's own";
         return Err(HypervisorError::unsupported("libvirt", spec, what));
     }
     let kind = match accelerator {

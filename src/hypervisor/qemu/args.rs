@@ -59,6 +59,7 @@ pub fn command(
         is_observed,
         directory: _,
         provenance: _,
+        qemu_arguments,
     } = spec;
     let mut args = Arguments::of(program(*machine));
     args.add("-name", Options::of("guest", name.as_str()));
@@ -113,6 +114,10 @@ pub fn command(
     }
     if *is_observed {
         devices::observers(&mut args, spec)?;
+    }
+    // Last, as the later of two words is the one that counts for much of what QEMU takes.
+    for argument in qemu_arguments {
+        args.flag(argument);
     }
     Ok(args.into_command())
 }
@@ -392,6 +397,15 @@ mod tests {
             text.contains("logfile=/a,,file=/etc/shadow/console.log"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn arguments_of_the_users_come_last_and_stay_as_they_are() {
+        let mut spec = samples::direct(Machine::Amd64);
+        let plain = lines(&spec);
+        let theirs = ["-device", "qemu-xhci,id=a,,b", "", "-m"];
+        spec.qemu_arguments = theirs.map(str::to_owned).to_vec();
+        assert_eq!(lines(&spec), plain + &theirs.join("\n") + "\n");
     }
 
     #[test]
