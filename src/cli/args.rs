@@ -167,6 +167,9 @@ pub(super) enum Verb {
         /// Forward a TCP port of this host's loopback to the guest
         #[arg(short, long, value_name = "HOST:GUEST")]
         publish: Vec<Forward>,
+        /// Do without a port and a key for `ironboot ssh`
+        #[arg(long)]
+        no_ssh: bool,
         /// Print the command that would run it, and touch nothing
         #[arg(long)]
         dry_run: bool,
@@ -211,6 +214,20 @@ pub(super) enum Verb {
         /// Stop it first if it runs
         #[arg(short, long)]
         force: bool,
+    },
+    /// Log in to a running instance over SSH, or execute a command there
+    Ssh {
+        /// Its name
+        name: DomainName,
+        /// User in the guest
+        #[arg(short = 'l', long, value_name = "USER", default_value = "root")]
+        user: String,
+        /// How long the guest may take until its SSH server answers, in seconds
+        #[arg(short, long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+        timeout: Duration,
+        /// Command, whose words the guest's shell reads [default: a shell]
+        #[arg(trailing_var_arg = true, value_name = "COMMAND")]
+        command: Vec<String>,
     },
     /// Attach to the console of a running instance; leave with Ctrl-]
     Console {

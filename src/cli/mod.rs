@@ -17,6 +17,7 @@ mod script;
 mod test;
 mod progress;
 mod terminal;
+mod ssh;
 mod report;
 
 use std::ffi::OsString;
@@ -67,6 +68,15 @@ impl Ended {
         Self {
             output: Output::Nothing,
             exit_code: 0,
+            report: None,
+        }
+    }
+
+    /// Ended by a signal, with the exit status that shells give to that.
+    fn by_signal(number: u8) -> Self {
+        Self {
+            output: Output::Nothing,
+            exit_code: 128 + number,
             report: None,
         }
     }

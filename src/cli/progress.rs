@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::oci::{Digest, Printable};
 use crate::ops::Progress;
+use crate::ops::ssh::key::Offer;
 use crate::source::MirrorFailure;
 
 /// How often a plain line is written while something takes long.
@@ -407,6 +408,11 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
             ))
         }
         Progress::Started(name) => verbose.then(|| format!("started {name}")),
+        Progress::NoSshKey { reason } => {
+            verbose.then(|| format!("no key for `ironboot ssh`: {reason}"))
+        }
+        Progress::WaitingForSsh(name) => Some(format!("waiting for the SSH server of {name}")),
+        Progress::SshFailed(offers) => Some(ssh_failed(&offers)),
         Progress::Waiting { label } => Some(format!(
             "{label}: waiting for another ironboot, or reading what an earlier one left"
         )),
@@ -418,6 +424,22 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
         | Progress::BlobRetry { .. }
         | Progress::BlobDone { .. } => None,
     }
+}
+
+/// What is to be known where `ssh` could not log in, which it does not tell from a command that failed.
+fn ssh_failed(offers: &[Offer]) -> String {
+    if offers.is_empty() {
+        return "if ssh could not log in: this guest was not offered the store's key; \
+                `ironboot run` does that where there is `ssh-keygen`, without --no-ssh and a \
+                credential or config of your own in its place"
+            .to_owned();
+    }
+    let offers: Vec<&str> = offers.iter().map(|offer| offer.as_str()).collect();
+    format!(
+        "if ssh could not log in: the guest was offered the store's key as {}, and may not have \
+         taken it; systemd does from version 252 on, for root",
+        offers.join(" and ")
+    )
 }
 
 fn style() -> ProgressStyle {

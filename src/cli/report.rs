@@ -1,5 +1,6 @@
 //! An error for whoever called: heading, causes, one hint, exit code, and the same as JSON.
 
+mod guests;
 mod images;
 
 use std::collections::BTreeMap;
@@ -221,6 +222,7 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
         ),
         OpsError::Firmware(FirmwareError::File(error)) => file(error, Kind::Host),
         OpsError::File(error) => file(error, Kind::Host),
+        OpsError::Ssh(error) => guests::ssh(error),
         OpsError::Word(_) => (Kind::Usage, None),
         OpsError::CommandLineFile { .. } => (Kind::Usage, None),
         OpsError::NoKvm { .. } => (

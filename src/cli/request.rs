@@ -16,6 +16,7 @@ use crate::ops::Context;
 use crate::ops::accelerator::AcceleratorWish;
 use crate::ops::prepare::{InstanceRequest, MachineRequest};
 use crate::ops::resolve::ImageRequest;
+use crate::ops::ssh::key;
 use crate::stage::GuestFile;
 
 /// Largest Ignition config that is read, in bytes.
@@ -130,6 +131,7 @@ pub(super) fn instance_request(
             guest_files,
             oem_strings: machine.smbios,
             is_observed: false,
+            offers_ssh: false,
             qemu_arguments: Vec::new(),
             ensure_console: false,
         },
@@ -141,10 +143,8 @@ pub(super) fn instance_request(
 fn guest_files(machine: &MachineArgs) -> Result<Vec<GuestFile>, Report> {
     let mut guest_files = Vec::new();
     if let Some(path) = &machine.ignition {
-        // The key by which Ignition finds its config under QEMU.
-        let name = "opt/com.coreos/config";
         guest_files.push(GuestFile {
-            name: name.parse::<FwCfgName>()?,
+            name: key::IGNITION.parse::<FwCfgName>()?,
             content: read(path, MAX_IGNITION_BYTES)?,
         });
     }

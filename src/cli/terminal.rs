@@ -140,6 +140,9 @@ fn read_keyboard(input: Option<ConsoleInput>) -> oneshot::Receiver<()> {
 }
 
 impl Signals {
+    /// The number of what Ctrl-C sends.
+    pub(super) const INTERRUPT: u8 = 2;
+
     /// Listens from now on, instead of being ended by them.
     pub(super) fn listen() -> Self {
         // One that can not be listened to ends us, as it always has.
@@ -160,7 +163,7 @@ impl Signals {
             }
         }
         tokio::select! {
-            () = one(&mut self.interrupt) => 2,
+            () = one(&mut self.interrupt) => Self::INTERRUPT,
             () = one(&mut self.terminate) => 15,
             () = one(&mut self.hangup) => 1,
         }

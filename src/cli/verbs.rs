@@ -13,7 +13,7 @@ use crate::cli::report::Report;
 use crate::cli::request::{forward, generated_name, image_request, instance_request};
 use crate::cli::terminal::{self, Left, Signals, Sink};
 use crate::cli::{
-    Ended, Output, doctor, environment, image_verbs, open_hypervisor, output, script, test, text,
+    Ended, doctor, environment, image_verbs, open_hypervisor, output, script, ssh, test, text,
 };
 use crate::domain::{DomainName, DomainSpec};
 use crate::host::Host;
@@ -124,6 +124,7 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             detach,
             persistent,
             publish,
+            no_ssh,
             dry_run,
             print,
             qemu_arguments,
@@ -135,6 +136,8 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             request.machine.qemu_arguments = qemu_arguments;
             forward(&mut request.machine, publish)?;
             let print = print.or(dry_run.then_some(PrintWord::Argv));
+            // A domain has neither, so what `define` would make of the same has not.
+            request.machine.offers_ssh = !no_ssh && print != Some(PrintWord::Xml);
             if let Some(form) = print {
                 return dry_run_of(context, &request, form).await;
             }
@@ -180,6 +183,12 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             instances::remove(context, &name, if_running).await?;
             Ok(Ended::with(format!("{name}\n"), json!({"removed": name})))
         }
+        Verb::Ssh {
+            name,
+            user,
+            timeout,
+            command,
+        } => ssh::execute(context, &name, user, timeout, &command).await,
         Verb::Console { name } => console(context, &name).await,
         Verb::Logs { name, follow } => logs(context, &name, follow).await,
         Verb::Doctor => Ok(doctor::execute(context).await),
@@ -370,7 +379,7 @@ async fn run_image(
     let mut signals = Signals::listen();
     let running = match run::boot(context, request, signals.next()).await? {
         Booted::Running(running) => *running,
-        Booted::Ended(number) => return Ok(interrupted(number)),
+        Booted::Ended(number) => return Ok(Ended::by_signal(number)),
     };
     let record = running.prepared.record.clone();
     let spec = &record.spec;
@@ -408,22 +417,13 @@ async fn run_image(
 /// How a look at a console ends the program.
 fn ended(left: Result<Left, OpsError>) -> Result<Ended, Report> {
     match left {
-        Ok(Left::Signal(number)) => Ok(interrupted(number)),
+        Ok(Left::Signal(number)) => Ok(Ended::by_signal(number)),
         Ok(Left::Stopped | Left::Detached) => Ok(Ended::silently()),
         // Whoever read the guest's words has seen enough, as in `logs NAME | head`.
         Err(OpsError::Output(error)) if error.kind() == io::ErrorKind::BrokenPipe => {
             Ok(Ended::silently())
         }
         Err(error) => Err(error.into()),
-    }
-}
-
-/// Ended by a signal, with the exit status that shells give to that.
-pub(super) fn interrupted(number: u8) -> Ended {
-    Ended {
-        output: Output::Nothing,
-        exit_code: 128 + number,
-        report: None,
     }
 }
 

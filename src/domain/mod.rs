@@ -269,8 +269,8 @@ pub enum Nic {
 /// A TCP port of the host's loopback that leads to a port of the guest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Forward {
-    /// Port on the host.
-    pub host: NonZeroU16,
+    /// Port on the host; none for one that is free, which the hypervisor chooses at each start.
+    pub host: Option<NonZeroU16>,
     /// Port in the guest.
     pub guest: NonZeroU16,
 }

@@ -156,7 +156,7 @@ impl FromStr for Forward {
         let error = || WordError::Forward(Printable(text).to_string());
         let (host, guest) = text.split_once(':').ok_or_else(error)?;
         Ok(Self {
-            host: host.parse().map_err(|_| error())?,
+            host: Some(host.parse().map_err(|_| error())?),
             guest: guest.parse().map_err(|_| error())?,
         })
     }

@@ -21,6 +21,7 @@ pub mod reach;
 pub mod resolve;
 pub mod run;
 mod space;
+pub mod ssh;
 pub mod test;
 mod tree;
 pub mod trust;
@@ -127,6 +128,9 @@ pub enum OpsError {
     /// A file could not be used.
     #[error(transparent)]
     File(#[from] FileError),
+    /// The guest's SSH server can not be reached.
+    #[error(transparent)]
+    Ssh(#[from] ssh::SshError),
     /// A word is not what it should be.
     #[error(transparent)]
     Word(#[from] WordError),

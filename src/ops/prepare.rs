@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 
 use crate::boot::{BootPlan, Rejected};
 use crate::domain::{
-    Accelerator, DomainName, DomainSpec, Machine, Memory, Nic, OemString, Provenance, Uuid,
+    Accelerator, DomainName, DomainSpec, Forward, Machine, Memory, Nic, OemString, Provenance, Uuid,
 };
 use crate::files::{FileError, Wait};
 use crate::firmware::FirmwareChoice;
@@ -20,6 +20,7 @@ use crate::ops::planner::Planner;
 use crate::ops::preflight;
 use crate::ops::pull::{self, Extent};
 use crate::ops::resolve::{ImageRequest, Resolved, resolve};
+use crate::ops::ssh::{self, key, key::Key};
 use crate::ops::{Context, OpsError, Progress, blocking, trust};
 use crate::stage::{self, GuestFile, Inspected, Loaded, OwnFile, Parts, StagedBoot};
 
@@ -42,6 +43,9 @@ pub struct MachineRequest {
     pub oem_strings: Vec<OemString>,
     /// Whether what firmware and guest tell besides their console is kept; under QEMU only.
     pub is_observed: bool,
+    /// Whether a port of the host's leads to the guest's SSH server, and the guest is offered the
+    /// store's key; it takes QEMU's own network.
+    pub offers_ssh: bool,
     /// Words for QEMU's command line, as they are.
     pub qemu_arguments: Vec<String>,
     /// Whether a command line without `console=` gets one for the serial port.
@@ -111,6 +115,10 @@ pub async fn prepare(
     let pulled = pull::pull_resolved(context, resolved, architecture, Extent::Needed).await?;
     let (plan, inspected) = pulled.plan?;
     let choice = accelerator(context, request, machine).await?;
+    let key = match request.machine.offers_ssh {
+        true => key::make(context).await?,
+        false => None,
+    };
     let (spec, own) = specify(
         context,
         request,
@@ -118,6 +126,7 @@ pub async fn prepare(
         &pulled.planner,
         (machine, choice.accelerator),
         runs_as,
+        key.as_ref(),
     )?;
     let accelerator_asked = matches!(request.machine.accelerator, AcceleratorWish::Only(_));
     let record = Record {
@@ -190,7 +199,12 @@ pub async fn describe(
         accelerator(context, request, machine).await?.accelerator,
     );
     let inspected = (&plan, &inspected);
-    let (spec, own) = specify(context, request, inspected, planner, machine, runs_as)?;
+    let key = match request.machine.offers_ssh {
+        true => key::find(&context.store)?,
+        false => None,
+    };
+    let key = key.as_ref();
+    let (spec, own) = specify(context, request, inspected, planner, machine, runs_as, key)?;
     Ok((plan, spec, own))
 }
 
@@ -262,14 +276,20 @@ fn specify(
     planner: &Planner,
     (machine, accelerator): (Machine, Accelerator),
     runs_as: RunsAs,
+    key: Option<&Key>,
 ) -> Result<(DomainSpec, Vec<OwnFile>), OpsError> {
+    let mut guest_files = request.machine.guest_files.clone();
+    if let Some(key) = key {
+        let offering = key.files((plan, inspected), &guest_files);
+        guest_files.extend(offering);
+    }
     let parts = Parts {
         plan,
         inspected,
         machine,
         firmware: planner.firmware(),
         disk_size_bytes: request.machine.disk_size_bytes,
-        guest_files: &request.machine.guest_files,
+        guest_files: &guest_files,
         oem_strings: &request.machine.oem_strings,
         loaded: match runs_as {
             RunsAs::Caller | RunsAs::Given(_) => Loaded::Shared,
@@ -305,7 +325,7 @@ fn specify(
         memory: request.machine.memory,
         boot,
         disks,
-        nic: request.machine.nic.clone(),
+        nic: nic(&request.machine),
         fw_cfg,
         oem_strings,
         is_observed: request.machine.is_observed,
@@ -319,6 +339,21 @@ fn specify(
         qemu_arguments: request.machine.qemu_arguments.clone(),
     };
     Ok((spec, own))
+}
+
+/// The network card, with a way to the guest's SSH server if that is asked for and there is none yet.
+fn nic(machine: &MachineRequest) -> Option<Nic> {
+    let mut nic = machine.nic.clone();
+    if let Some(Nic::User { forwards }) = &mut nic
+        && machine.offers_ssh
+        && forwards.iter().all(|forward| forward.guest != ssh::PORT)
+    {
+        forwards.push(Forward {
+            host: None,
+            guest: ssh::PORT,
+        });
+    }
+    nic
 }
 
 /// What an instance keeps in the store: the documents and every blob that it boots with.

@@ -7,6 +7,7 @@ use crate::domain::DomainName;
 use crate::expect::Stage;
 use crate::host::AcceleratorChoice;
 use crate::oci::{Digest, Reference};
+use crate::ops::ssh::key::Offer;
 
 /// Something that happened.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -121,4 +122,13 @@ pub enum Progress {
     },
     /// A VM was started.
     Started(DomainName),
+    /// There is no key by which a guest could let its user in.
+    NoSshKey {
+        /// Why not.
+        reason: String,
+    },
+    /// The SSH server of this VM's guest does not answer yet.
+    WaitingForSsh(DomainName),
+    /// `ssh` could not log in, or says so; by these ways the guest was offered the store's key.
+    SshFailed(Vec<Offer>),
 }

@@ -15,6 +15,7 @@
 //!                                    what could not be, or was left by a kill, stays
 //!         tmp/                       unfinished files, and blobs on their way out
 //!         instances/<name>/          one VM (room `instance`)
+//!         ssh/                 0700  the key for `ironboot ssh` (`ops::ssh`)
 //!         accelerator.json           how KVM did on this host (`ops::accelerator`)
 //!         gc.lock                    exclusive while blobs are taken out; shared while a lease
 //!                                    is written

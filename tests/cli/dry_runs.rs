@@ -156,7 +156,7 @@ fn a_dry_run_under_json_prints_the_words_of_the_command() {
         -device {"drive":"disk-0","driver":"virtio-blk-pci"}
         -blockdev {"discard":"unmap","driver":"raw","file":{"driver":"file","filename":"$TMP/store/blobs/sha256/<squashfs>","locking":"off"},"node-name":"disk-1","read-only":true}
         -device {"drive":"disk-1","driver":"virtio-blk-pci","serial":"machineboot"}
-        -netdev user,id=net0
+        -netdev user,id=net0,hostfwd=tcp:127.0.0.1:0-:22
         -device {"driver":"virtio-net-pci","mac":"$MAC","netdev":"net0","romfile":""}
         "#,
     );

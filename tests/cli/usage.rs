@@ -294,7 +294,7 @@ fn verbs_that_lack_something_are_refused() {
         error: the following required arguments were not provided:
           --name <NAME>
 
-        Usage: ironboot run --name <NAME> --persistent --store <DIR> --policy <FILE> <IMAGE>
+        Usage: ironboot run --name <NAME> --persistent --store <DIR> --policy <FILE> <IMAGE> [-- <QEMU-ARGS>...]
 
         For more information, try '--help'.
         [exit status: 2]

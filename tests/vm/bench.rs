@@ -171,6 +171,14 @@ const METHODS: &[(&str, &[(&str, &str)])] = &[
             ("cmdline", "root=/dev/nvme0n1 rootfstype=ext4 ro"),
         ],
     ),
+    (
+        "more",
+        &[
+            ("kernel", "vmlinuz"),
+            ("initramfs", "initramfs-more"),
+            ("cmdline", "ironboot.end=ssh"),
+        ],
+    ),
     ("iso", &[("iso", "boot.iso")]),
     ("bios", &[("disk", "bios.img")]),
     ("qcow2", &[("disk", "disk.qcow2")]),

@@ -10,6 +10,7 @@
 //! | `methods`   | every boot method × architecture × hypervisor                            |
 //! | `accelerator` | KVM that is tried, watched and given up                               |
 //! | `instances` | VMs with a name: console, logs, start, stop, what stays on their disks  |
+//! | `ssh`       | guests that let their user in, and those that do not                    |
 //! | `kills`     | signals and kills at any moment, and what is left of a `run` after them |
 //! | `failures`  | QEMUs that do not start                                                 |
 //! | `health`    | VMs that were started and do not run                                    |
@@ -35,6 +36,7 @@ mod methods;
 mod accelerator;
 mod instances;
 mod kills;
+mod ssh;
 mod failures;
 mod health;
 mod verdicts;

@@ -258,6 +258,8 @@ pub(crate) fn markers(printed: &str) -> Vec<&str> {
         .lines()
         .map(|line| line.trim_end_matches('\r'))
         .filter(|line| line.starts_with("IRONBOOT-") && !line.starts_with("IRONBOOT-OK "))
+        // The store's own key, which is another one in each store.
+        .filter(|line| !line.contains("/ssh.authorized_keys.root "))
         // The kernel's version is Debian's affair.
         .map(|line| match line.strip_prefix("IRONBOOT-MACHINE ") {
             Some(_) => line.rsplit_once(' ').map_or(line, |(machine, _)| machine),

@@ -1,5 +1,6 @@
 //! The block devices, the network card and what observes on QEMU's command line.
 
+use std::num::NonZeroU16;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -128,6 +129,7 @@ pub(super) fn nic(args: &mut Arguments, spec: &DomainSpec) -> Result<(), Hypervi
 fn user_network(forwards: &[Forward]) -> Options {
     let mut options = Options::new("user").with("id", "net0");
     for Forward { host, guest } in forwards {
+        let host = host.map_or(0, NonZeroU16::get);
         options = options.with("hostfwd", &format!("tcp:127.0.0.1:{host}-:{guest}"));
     }
     options

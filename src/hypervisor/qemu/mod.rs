@@ -15,6 +15,7 @@
 pub mod args;
 mod devices;
 mod events;
+mod forwards;
 mod guard;
 mod options;
 pub mod orphan;
@@ -47,10 +48,15 @@ use crate::hypervisor::{
 };
 
 pub use events::{Event, Events, Happening};
+pub use forwards::forwarded_port;
 pub use guard::Guard;
 
 /// Name in records and JSON.
 pub const NAME: &str = "qemu";
+
+/// Where it is kept by which keys the guest's SSH server is known. It goes at each start: a system
+/// that keeps nothing makes new ones at each boot.
+pub const KNOWN_HOSTS: &str = "known_hosts";
 
 /// How long QEMU may take until its monitor answers.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
@@ -282,7 +288,7 @@ async fn ends_within(directory: &Path, timeout: Duration) -> Result<bool, Hyperv
 fn spawn(spec: &DomainSpec, log: &Lock) -> Result<Child, HypervisorError> {
     let command = args::command(spec, MonitorSocket::Inherited)?;
     let directory = &spec.directory;
-    for name in [args::MONITOR, args::PID_FILE, "console.log"] {
+    for name in [args::MONITOR, args::PID_FILE, "console.log", KNOWN_HOSTS] {
         files::remove(&directory.join(name)).map_err(file_error)?;
     }
     // QEMU would make it readable by everybody.

@@ -53,13 +53,31 @@ pub(super) async fn execute(spec: &DomainSpec, command: &str) -> Result<Value, H
     execute_within(spec, command, TIMEOUT).await
 }
 
-/// The same, where the monitor may take so long.
+/// Executes `command` with these arguments, an object.
+pub(super) async fn execute_with(
+    spec: &DomainSpec,
+    command: &str,
+    arguments: Value,
+) -> Result<Value, HypervisorError> {
+    let request = json!({"execute": command, "arguments": arguments});
+    request_within(spec, request, TIMEOUT).await
+}
+
+/// Executes `command` where the monitor may take so long.
 pub(super) async fn execute_within(
     spec: &DomainSpec,
     command: &str,
     patience: Duration,
 ) -> Result<Value, HypervisorError> {
-    match timeout(patience, converse(spec, command)).await {
+    request_within(spec, json!({"execute": command}), patience).await
+}
+
+async fn request_within(
+    spec: &DomainSpec,
+    request: Value,
+    patience: Duration,
+) -> Result<Value, HypervisorError> {
+    match timeout(patience, converse(spec, request)).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(source)) => Err(failed(spec, source.to_string())),
         Err(_) => Err(unanswered(spec, patience)),
@@ -82,7 +100,7 @@ pub(super) async fn connect(directory: &Path) -> io::Result<UnixStream> {
     UnixStream::connect(path).await
 }
 
-async fn converse(spec: &DomainSpec, command: &str) -> io::Result<Value> {
+async fn converse(spec: &DomainSpec, request: Value) -> io::Result<Value> {
     let (reader, mut writer) = connect(&spec.directory).await?.into_split();
     let mut lines = BufReader::new(reader.take(MAX_ANSWER_BYTES)).lines();
     let mut next = async || -> io::Result<Value> {
@@ -92,9 +110,9 @@ async fn converse(spec: &DomainSpec, command: &str) -> io::Result<Value> {
     };
     next().await?;
     let mut value = Value::Null;
-    for command in ["qmp_capabilities", command] {
-        let request = json!({"execute": command}).to_string() + "\n";
-        writer.write_all(request.as_bytes()).await?;
+    let is_quit = request["execute"] == "quit";
+    for request in [json!({"execute": "qmp_capabilities"}), request] {
+        writer.write_all(format!("{request}\n").as_bytes()).await?;
         loop {
             match next().await {
                 Ok(mut answer) => {
@@ -107,7 +125,7 @@ async fn converse(spec: &DomainSpec, command: &str) -> io::Result<Value> {
                     }
                 }
                 // It may end before it has answered that it will.
-                Err(_) if command == "quit" => break,
+                Err(_) if is_quit => break,
                 Err(error) => return Err(error),
             }
         }
