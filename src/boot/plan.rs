@@ -21,6 +21,9 @@ pub struct BootOptions {
     pub append: CommandLine,
     /// Added to it where there is one that words can be added to.
     pub append_if_possible: CommandLine,
+    /// What the guest may know of the terminal that shows its console: added where the hypervisor loads
+    /// the kernel, and as far as there is room.
+    pub terminal: CommandLine,
     /// Added likewise, if the command line has no `console=` otherwise.
     pub console: Option<CommandLine>,
     /// The firmware.
@@ -269,6 +272,8 @@ fn command_line(
     let line = line
         .append(&options.append_if_possible)
         .map_err(PlanError::Append)?;
+    // Nobody has asked for these, so they must not be what makes a line too long.
+    let line = line.append(&options.terminal).unwrap_or(line);
     Ok((line, source))
 }
 

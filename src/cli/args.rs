@@ -195,6 +195,9 @@ pub(super) enum Verb {
     Start {
         /// Its name
         name: DomainName,
+        /// Attach to its console; leave with Ctrl-], and it goes on
+        #[arg(short, long)]
+        attach: bool,
     },
     /// Stop an instance by its power button, or with --force by its plug
     Stop {

@@ -139,6 +139,15 @@ pub(super) fn now() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
+/// What kind of terminal ours is, if it says so in a word of terminfo's.
+pub(super) fn terminal_kind() -> Option<String> {
+    let is_word = |kind: &String| {
+        let is_letter = |c: char| c.is_ascii_alphanumeric() || "-_+.".contains(c);
+        (1..=64).contains(&kind.len()) && kind.chars().all(is_letter)
+    };
+    env::var("TERM").ok().filter(is_word)
+}
+
 /// Whether text may be coloured: only on a terminal, and not against the user's wish.
 pub(super) fn may_colour(is_terminal: bool) -> bool {
     is_terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())

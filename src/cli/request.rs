@@ -50,6 +50,7 @@ pub(super) fn image_request(
             command_line: choice.cmdline.clone(),
             append,
             append_if_possible: CommandLine::default(),
+            terminal: CommandLine::default(),
             console: None,
             firmware: firmware(&choice.firmware)?,
             uki: choice.uki.map(UkiWord::name),

@@ -3,11 +3,13 @@
 use std::io::{self, IsTerminal, Read, Write};
 use std::thread;
 
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::oneshot;
 
-use crate::domain::DomainSpec;
+use crate::boot::CommandLine;
+use crate::cli::environment;
+use crate::domain::{DomainSpec, Machine};
 use crate::hypervisor::{ConsoleInput, DomainState, Hypervisor};
 use crate::ops::{OpsError, console};
 
@@ -53,6 +55,35 @@ impl Sink {
             Self::Stderr => io::stderr().lock().write_all(bytes),
         }
     }
+}
+
+/// Tells whether somebody sits at standard input.
+pub(super) fn is_attended() -> bool {
+    io::stdin().is_terminal()
+}
+
+/// What a guest's systemd (254 and later) takes for the size and kind of the terminal at its serial
+/// port, which can not tell either; nothing where standard input is no terminal that has a size.
+///
+/// Source: kernel-command-line(7), `systemd.tty.rows.tty=`.
+pub(super) fn words(machine: Machine) -> CommandLine {
+    let Some(size) = tcgetwinsize(io::stdin())
+        .ok()
+        .filter(|size| size.ws_row > 0 && size.ws_col > 0)
+    else {
+        return CommandLine::default();
+    };
+    let port = machine.serial_console();
+    let mut words = format!(
+        "systemd.tty.rows.{port}={} systemd.tty.columns.{port}={}",
+        size.ws_row, size.ws_col
+    );
+    if let Some(kind) = environment::terminal_kind() {
+        words.push_str(&format!(" systemd.tty.term.{port}={kind}"));
+    }
+    words
+        .parse()
+        .expect("numbers and a word of letters are a command line")
 }
 
 /// Shows what the VM prints and types what is typed, until it stops, the detach key or a signal.

@@ -15,19 +15,19 @@ use crate::cli::terminal::{self, Left, Signals, Sink};
 use crate::cli::{
     Ended, doctor, environment, image_verbs, open_hypervisor, output, script, ssh, test, text,
 };
-use crate::domain::{DomainName, DomainSpec};
+use crate::domain::{DomainName, DomainSpec, Machine};
 use crate::host::Host;
 use crate::hypervisor::qemu::args::MonitorSocket;
 use crate::hypervisor::qemu::{self, Qemu};
 use crate::hypervisor::{DomainState, HypervisorError, IfRunning, Stop};
-use crate::instance::{InstanceError, Instances};
+use crate::instance::{InstanceError, Instances, Record};
 use crate::oci::Reference;
 use crate::ops::define::{self, Then};
 use crate::ops::instances;
 use crate::ops::prepare::{self, IfDifferent, InstanceRequest, Prepared};
 use crate::ops::pull::{self, Extent, Pulled};
 use crate::ops::run::Booted;
-use crate::ops::{Context, OpsError, list, resolve, run};
+use crate::ops::{Context, OpsError, Progress, list, resolve, run};
 use crate::store::Store;
 
 /// Images that one `pull` pulls at the same time.
@@ -138,6 +138,11 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             let print = print.or(dry_run.then_some(PrintWord::Argv));
             // A domain has neither, so what `define` would make of the same has not.
             request.machine.offers_ssh = !no_ssh && print != Some(PrintWord::Xml);
+            // A VM that is kept does not change with the terminal that it is looked at from.
+            if request.ephemeral && print != Some(PrintWord::Xml) {
+                let machine = Machine::try_from(&request.image.wanted.architecture)?;
+                request.image.boot.terminal = terminal::words(machine);
+            }
             if let Some(form) = print {
                 return dry_run_of(context, &request, form).await;
             }
@@ -151,8 +156,11 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
                 output::instances(&listed),
             ))
         }
-        Verb::Start { name } => {
+        Verb::Start { name, attach } => {
             let record = instances::start(context, &name).await?;
+            if attach {
+                return attach_to(context, &record, json).await;
+            }
             Ok(Ended::with(
                 format!("{name}\n"),
                 output::instance(&record, Some("running")),
@@ -377,7 +385,8 @@ async fn run_image(
 ) -> Result<Ended, Report> {
     // Heard from here on without a gap: one that comes while QEMU starts is answered afterwards.
     let mut signals = Signals::listen();
-    let running = match run::boot(context, request, signals.next()).await? {
+    let booted = run::boot(context, request, signals.next()).await;
+    let running = match booted.map_err(|error| not_the_same(context, error))? {
         Booted::Running(running) => *running,
         Booted::Ended(number) => return Ok(Ended::by_signal(number)),
     };
@@ -389,6 +398,7 @@ async fn run_image(
         return Ok(Ended::with(format!("{}\n", spec.name), json));
     }
     let sink = if json { Sink::Stderr } else { Sink::Stdout };
+    tell_how_to_leave(context);
     let left = terminal::attach(spec, &Qemu, sink, &mut signals).await;
     match left {
         Ok(Left::Detached) => {
@@ -412,6 +422,24 @@ async fn run_image(
         )),
         left => ended(left),
     }
+}
+
+/// The error of a `run`, which may have met a VM of that name that can go on as it is.
+fn not_the_same(context: &Context<'_>, error: OpsError) -> Report {
+    let name = match &error {
+        OpsError::Instance(InstanceError::Different { name, .. }) => Some(name.clone()),
+        _ => None,
+    };
+    let mut report = Report::from(error);
+    if let Some(name) = name
+        && let Ok((_, _)) = instances::find(context, &name)
+    {
+        report.hint = Some(format!(
+            "go on with it as it is: `ironboot start --attach {name}`; or choose another name, or \
+             remove it: `ironboot rm {name}`"
+        ));
+    }
+    report
 }
 
 /// How a look at a console ends the program.
@@ -440,6 +468,21 @@ async fn console(context: &Context<'_>, name: &DomainName) -> Result<Ended, Repo
     }
     let mut signals = Signals::listen();
     ended(terminal::attach(spec, &*hypervisor, Sink::Stdout, &mut signals).await)
+}
+
+/// Shows the console of a VM that was just started, and leaves the VM to itself.
+async fn attach_to(context: &Context<'_>, record: &Record, json: bool) -> Result<Ended, Report> {
+    let (_, hypervisor) = instances::find(context, &record.spec.name)?;
+    let mut signals = Signals::listen();
+    tell_how_to_leave(context);
+    let sink = if json { Sink::Stderr } else { Sink::Stdout };
+    ended(terminal::attach(&record.spec, &*hypervisor, sink, &mut signals).await)
+}
+
+fn tell_how_to_leave(context: &Context<'_>) {
+    if terminal::is_attended() {
+        (context.report)(Progress::Attached);
+    }
 }
 
 async fn logs(context: &Context<'_>, name: &DomainName, follow: bool) -> Result<Ended, Report> {

@@ -122,6 +122,8 @@ pub enum Progress {
     },
     /// A VM was started.
     Started(DomainName),
+    /// The console is in a terminal, which keeps one key for itself.
+    Attached,
     /// There is no key by which a guest could let its user in.
     NoSshKey {
         /// Why not.

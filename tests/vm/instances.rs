@@ -73,6 +73,17 @@ fn a_detached_vm_is_listed_typed_to_stopped_started_and_removed() {
     let console = console.ends().with_code(0);
     assert!(!console.stdout.contains("42-by-hand"), "{console}");
     assert_eq!(bench.state(name).unwrap(), "stopped");
+    let mut attached = Session::start_in(&terminal, bench.command(&["start", "-a", name]));
+    attached.prints("guest# ");
+    attached.types("\x1d");
+    let attached = attached.ends().with_code(0);
+    assert!(
+        attached.stderr.contains("Ctrl-] leaves the console"),
+        "{attached}"
+    );
+    assert_eq!(terminal.modes(), modes);
+    assert_eq!(bench.state(name).unwrap(), "running");
+    bench.does(&["stop", "--force", name]);
 
     assert_eq!(bench.blobs(), blobs);
     bench.does(&["rm", name]);
@@ -180,6 +191,7 @@ fn a_run_that_is_left_by_ctrl_right_bracket_goes_on() {
     run.types("\x1d");
     let run = run.ends().with_code(0);
     assert!(run.stdout.contains("left goes on running"), "{run}");
+    assert!(run.stderr.contains("Ctrl-] leaves the console"), "{run}");
     assert_eq!(terminal.modes(), modes);
     assert_eq!(bench.state("left").unwrap(), "running");
 
@@ -190,6 +202,31 @@ fn a_run_that_is_left_by_ctrl_right_bracket_goes_on() {
     logs.ends().with_code(143);
     assert_eq!(bench.state("left").unwrap(), "running");
     bench.does(&["rm", "--force", "left"]);
+    bench.is_clean();
+}
+
+#[test]
+fn a_guest_that_goes_with_its_run_is_told_the_size_of_the_terminal() {
+    let bench = Bench::new();
+    let terminal = Terminal::open();
+    terminal.resize(50, 132);
+    let mut command = bench.command_of("run", &named("sized", "ironboot.end=poweroff"));
+    command.env("TERM", "xterm-256color");
+    let run = Session::start_in(&terminal, command).ends().with_code(0);
+    let words = "ironboot.end=poweroff systemd.tty.rows.ttyS0=50 systemd.tty.columns.ttyS0=132 \
+                 systemd.tty.term.ttyS0=xterm-256color";
+    assert!(run.stdout.contains(words), "{run}");
+    // A word that is none stays here, and one that is kept is the same in every terminal.
+    let line = |options: &[&str]| {
+        let options = [&named("sized", "x"), options, &["--print", "json"]].concat();
+        let mut command = bench.command_of("run", &options);
+        command.env("TERM", "x y=z");
+        let run = Session::start_in(&terminal, command).ends().with_code(0);
+        let line = &run.json()["staged"]["command_line"];
+        line.as_str().unwrap().to_owned()
+    };
+    let size = " systemd.tty.rows.ttyS0=50 systemd.tty.columns.ttyS0=132";
+    assert_eq!(line(&["--no-ssh"]), line(&["--persistent"]) + size);
     bench.is_clean();
 }
 
