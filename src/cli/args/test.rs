@@ -56,6 +56,10 @@ pub(in crate::cli) struct PassArgs {
     /// What besides must tell that the guest is ready
     #[arg(long, value_enum, value_name = "HOW")]
     pub ready: Option<ReadyWord>,
+    /// Execute this in the guest by SSH, as root and with a key that systemd or Ignition is given for
+    /// it; fail if its exit status is not 0
+    #[arg(long, value_name = "COMMAND")]
+    pub exec: Option<String>,
     /// How long a boot may take under KVM, as in 90s or 5m; five times as long by QEMU's translator
     #[arg(long, value_name = "TIME", default_value = "2m", value_parser = duration)]
     pub timeout: Duration,
@@ -92,8 +96,10 @@ pub(in crate::cli) struct Dialogue(pub Vec<Step>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(in crate::cli) enum ReadyWord {
-    /// READY=1 on the guest's port /dev/virtio-ports/io.ironboot.notify
+    /// READY=1 on the guest's port /dev/virtio-ports/io.ironboot.notify; EXIT_STATUS=N there fails it
     Notify,
+    /// The first words of its SSH server
+    Ssh,
 }
 
 /// In what the tests of one call differ.
@@ -111,6 +117,7 @@ impl PassArgs {
     pub(in crate::cli) fn ready(&self) -> Option<Ready> {
         self.ready.map(|word| match word {
             ReadyWord::Notify => Ready::Notice,
+            ReadyWord::Ssh => Ready::Ssh,
         })
     }
 
@@ -120,7 +127,7 @@ impl PassArgs {
             steps: self.dialogue.0.clone(),
             ..Script::default()
         };
-        if script.steps.is_empty() && self.ready.is_none() {
+        if script.steps.is_empty() && self.ready.is_none() && self.exec.is_none() {
             script = Script::until_up();
         }
         script.fail_on = self.fail_on.clone();

@@ -1,12 +1,13 @@
 //! The tests of one call: each image, each way.
 
 use crate::boot::FirmwareWish;
-use crate::cli::args::{Axis, BootWord, ChoiceArgs, ImageArgs, MachineArgs, TestArgs};
+use crate::cli::args::{Axis, BootWord, ChoiceArgs, ImageArgs, MachineArgs, PassArgs, TestArgs};
 use crate::cli::report::Report;
 use crate::cli::request::{absolute, generated_name, instance_request};
 use crate::oci::Reference;
 use crate::ops::Context;
 use crate::ops::prepare::InstanceRequest;
+use crate::ops::test::Ready;
 
 /// One test.
 #[derive(Debug, Clone)]
@@ -112,7 +113,11 @@ pub(super) fn value_name(value: impl clap::ValueEnum) -> String {
 
 impl Case {
     /// The VM of the test, under a name of its own.
-    pub(super) fn request(&self, context: &Context<'_>) -> Result<InstanceRequest, Report> {
+    pub(super) fn request(
+        &self,
+        context: &Context<'_>,
+        pass: &PassArgs,
+    ) -> Result<InstanceRequest, Report> {
         let image = ImageArgs {
             reference: self.image.clone(),
             choice: self.choice.clone(),
@@ -122,6 +127,8 @@ impl Case {
         request.ephemeral = true;
         request.machine.ensure_console = true;
         request.machine.is_observed = true;
+        // What is not asked for is not offered: an image is tested as it is.
+        request.machine.offers_ssh = pass.exec.is_some() || pass.ready() == Some(Ready::Ssh);
         Ok(request)
     }
 }

@@ -24,7 +24,6 @@ use tokio::sync::{Semaphore, watch};
 use crate::cli::args::TestArgs;
 use crate::cli::report::{Kind, Report};
 use crate::cli::terminal::Signals;
-use crate::cli::verbs::interrupted;
 use crate::cli::{Ended, Output, environment};
 use crate::domain::Memory;
 use crate::expect::{Failure, Script};
@@ -134,7 +133,7 @@ pub(super) async fn execute(context: &Context<'_>, asked: TestArgs) -> Result<En
     let started = Instant::now();
     let mut all = match run_all(context, args, &script, shelf.as_ref(), cases).await? {
         Ok(all) => all,
-        Err(number) => return Ok(interrupted(number)),
+        Err(number) => return Ok(Ended::by_signal(number)),
     };
     for (judged, _) in &mut all {
         compare(judged, baseline.as_ref(), args.pass.max_regression);
@@ -274,9 +273,10 @@ async fn run_one(
 ) -> Result<Option<Tested>, Report> {
     let request = TestRequest {
         label: case.name.clone(),
-        instance: case.request(context)?,
+        instance: case.request(context, &args.pass)?,
         script: script.clone(),
         ready: args.pass.ready(),
+        command: args.pass.exec.clone(),
         timeout: args.pass.timeout,
         max_boot_time: args.pass.max_boot_time,
         evidence: evidence.map(Path::to_owned),

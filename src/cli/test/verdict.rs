@@ -105,6 +105,10 @@ fn course(course: &Course, script: &Script) -> Value {
         "timeout_seconds": seconds(course.limit),
         "stages": stages.collect::<Vec<_>>(),
         "expectations": expectations.collect::<Vec<_>>(),
+        "command": course.executed.as_ref().map(|executed| json!({
+            "exit_status": executed.status,
+            "output": executed.output,
+        })),
         "resets": course.resets,
         "console_tail": course.tail,
     })

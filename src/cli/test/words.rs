@@ -127,6 +127,7 @@ fn add_pass(words: &mut Words, pass: &PassArgs) {
         fail_on,
         tolerate,
         ready,
+        exec,
         timeout,
         max_boot_time,
         // Another host has other times.
@@ -142,6 +143,7 @@ fn add_pass(words: &mut Words, pass: &PassArgs) {
     words.options("fail-on", fail_on);
     words.options("tolerate", tolerate.iter().map(|failure| failure.as_str()));
     words.options("ready", ready.map(value_name));
+    words.options("exec", exec);
     words.option("timeout", format!("{}s", timeout.as_secs_f64()));
     words.options(
         "max-boot-time",

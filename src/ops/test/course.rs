@@ -13,8 +13,10 @@ use crate::hypervisor::qemu::{Event, Events, Happening, Qemu, words};
 use crate::hypervisor::{Console, DomainState, Hypervisor};
 use crate::ops::console::Follower;
 use crate::ops::run::Running;
+use crate::ops::ssh::{self, Asks, Login, SshError};
+use crate::ops::test::login::{self, Answer};
 use crate::ops::test::notices::{Notice, Notices};
-use crate::ops::test::{Course, Met, Reached, Ready, Reason, TestRequest};
+use crate::ops::test::{Course, Executed, Met, Reached, Ready, Reason, TestRequest};
 use crate::ops::{Context, OpsError, Progress};
 
 /// How often the console is looked at.
@@ -58,6 +60,9 @@ pub(super) struct Watch<'a> {
     /// What must still happen.
     awaits_script: bool,
     awaits_notice: bool,
+    awaits_ssh: bool,
+    command: Option<String>,
+    executed: Option<Executed>,
     stages: Vec<Reached>,
     met: Vec<Met>,
     resets: u32,
@@ -87,6 +92,9 @@ impl<'a> Watch<'a> {
             notices: Notices::of(spec.notices()),
             awaits_script: !request.script.steps.is_empty(),
             awaits_notice: request.ready == Some(Ready::Notice),
+            awaits_ssh: request.ready == Some(Ready::Ssh) || request.command.is_some(),
+            command: request.command.clone(),
+            executed: None,
             stages: Vec::new(),
             met: Vec::new(),
             resets: 0,
@@ -114,6 +122,7 @@ impl<'a> Watch<'a> {
             limit: self.limit,
             stages: mem::take(&mut self.stages),
             met: mem::take(&mut self.met),
+            executed: self.executed.take(),
             resets: self.resets,
             tail: self.matcher.lines().map(str::to_owned).collect(),
         }))
@@ -124,8 +133,16 @@ impl<'a> Watch<'a> {
         &mut self,
         interrupted: &mut watch::Receiver<bool>,
     ) -> Result<Option<Option<Reason>>, OpsError> {
-        let mut monitor = Events::open(&self.spec).await?;
         let deadline = self.started + self.limit;
+        // QEMU is asked for the port, and can not be while it is listened to.
+        let mut ssh = match self.awaits_ssh {
+            true => {
+                let login = self.login().await?;
+                Some(Box::pin(login::ask(login, self.command.clone(), deadline)))
+            }
+            false => None,
+        };
+        let mut monitor = Events::open(&self.spec).await?;
         for look in 0_u32.. {
             // Asked before the console is read to its end, so that nothing is missed.
             let has_ended =
@@ -153,7 +170,19 @@ impl<'a> Watch<'a> {
                     None => std::future::pending().await,
                 }
             };
+            let answer = async {
+                match &mut ssh {
+                    Some(ssh) => ssh.await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
+                answer = answer => {
+                    ssh = None;
+                    if let Some(reason) = self.answered(answer?) {
+                        return Ok(Some(Some(reason)));
+                    }
+                },
                 event = event => match event {
                     Some(event) => if let Some(reason) = self.hear(event) {
                         return Ok(Some(Some(reason)));
@@ -219,7 +248,7 @@ impl<'a> Watch<'a> {
     }
 
     fn passes(&self) -> bool {
-        !self.awaits_script && !self.awaits_notice
+        !self.awaits_script && !self.awaits_notice && !self.awaits_ssh
     }
 
     /// Takes in what the console has shown; a verdict, if that decides.
@@ -271,6 +300,44 @@ impl<'a> Watch<'a> {
             drop(timeout_at(self.started + self.limit, keyboard.input.send(bytes)).await);
         }
         Ok(())
+    }
+
+    async fn login(&self) -> Result<Login, OpsError> {
+        let port = ssh::port(&self.spec).await?;
+        let name = || self.spec.name.clone();
+        Ok(Login {
+            port: port.ok_or_else(|| SshError::NoPort { name: name() })?,
+            user: "root".to_owned(),
+            directory: self.spec.directory.clone(),
+            offers: ssh::key::offers(&self.context.store, &self.spec)?,
+            asks: Asks::Nobody,
+        })
+    }
+
+    /// Takes in what SSH has told; why it failed, if that decides.
+    fn answered(&mut self, answer: Answer) -> Option<Reason> {
+        let last = |output: &str| output.lines().next_back().unwrap_or_default().to_owned();
+        match answer {
+            Answer::Ready => self.awaits_ssh = false,
+            // Which is seen at the next look.
+            Answer::Gone => {}
+            Answer::Refused(said) => {
+                let message = format!("its SSH server lets nobody in: {}", last(&said));
+                return Some(self.reason(Failure::NotReady, message));
+            }
+            Answer::Executed(executed) => {
+                self.awaits_ssh = false;
+                let status = executed.status;
+                let said = last(&executed.output);
+                self.executed = Some(executed);
+                if status != Some(0) {
+                    let status = status.map_or_else(|| "none".to_owned(), |code| code.to_string());
+                    let message = format!("the command's exit status is {status}; it said: {said}");
+                    return Some(self.reason(Failure::CommandFailed, message));
+                }
+            }
+        }
+        None
     }
 
     /// Takes in what QEMU tells; why it failed, if that decides.
@@ -329,7 +396,9 @@ impl<'a> Watch<'a> {
     fn awaited(&self) -> String {
         match self.matcher.awaited() {
             Some(pattern) if self.awaits_script => format!("`{pattern}` was seen"),
-            _ => "it said that it is ready".to_owned(),
+            _ if self.awaits_notice => "it said that it is ready".to_owned(),
+            _ if self.command.is_some() => "the command was executed by SSH".to_owned(),
+            _ => "its SSH server had answered".to_owned(),
         }
     }
 

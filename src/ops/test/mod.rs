@@ -15,6 +15,7 @@
 
 mod course;
 mod evidence;
+mod login;
 mod notices;
 
 use std::path::PathBuf;
@@ -46,6 +47,8 @@ pub struct TestRequest {
     pub script: Script,
     /// What besides must tell that it is ready.
     pub ready: Option<Ready>,
+    /// What must be executed in it by SSH, with an exit status of 0.
+    pub command: Option<String>,
     /// How long it may take under KVM; by QEMU's translator it has [`TCG_FACTOR`] times as long.
     pub timeout: Duration,
     /// How long it may take to pass, whatever the accelerator.
@@ -59,6 +62,8 @@ pub struct TestRequest {
 pub enum Ready {
     /// `READY=1` on the port [`crate::domain::NOTICE_PORT`].
     Notice,
+    /// The first words of its SSH server.
+    Ssh,
 }
 
 /// A VM that was tested, and is gone.
@@ -83,10 +88,21 @@ pub struct Course {
     pub stages: Vec<Reached>,
     /// The expectations that were met, in order.
     pub met: Vec<Met>,
+    /// What came of the command that was executed in it.
+    pub executed: Option<Executed>,
     /// How often the guest has reset the machine.
     pub resets: u32,
     /// The last lines of its console.
     pub tail: Vec<String>,
+}
+
+/// A command that was executed in a guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Executed {
+    /// Its exit status; none if a signal ended it.
+    pub status: Option<i32>,
+    /// What it said, the beginning of it.
+    pub output: String,
 }
 
 /// Why a test failed.
