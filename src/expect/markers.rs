@@ -1,336 +1,75 @@
-//! What lines tell: two tables, for how far a boot has come and for what always means that it failed.
+//! What a line tells: it is looked up in two tables.
 
 use std::sync::LazyLock;
 
-use regex::Regex;
-
+use crate::expect::rows::{FAILURES, Row, STAGES, Sign};
 use crate::expect::{Failure, Stage};
 
-/// What a line tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sign {
-    Stage(Stage),
-    /// An initramfs with a systemd of its own is at work.
-    SystemdInitramfs,
-    /// That one hands over to the root.
-    SwitchRoot,
-    /// systemd greets: the root's, unless the initramfs' one is at work.
-    Greeting,
-    Failure(Failure),
-    /// Looks like another row's line, and tells nothing.
-    Nothing,
+/// The rows of a table by the first byte of what they fit: each line is looked up, and almost none is one.
+struct Table([Vec<Row>; 256]);
+
+static TABLES: LazyLock<[Table; 2]> = LazyLock::new(|| [Table::of(STAGES), Table::of(FAILURES)]);
+
+impl Table {
+    fn of(rows: &[Row]) -> Self {
+        let begins_with = |byte: usize, shape: &str| {
+            shape.starts_with('*') || shape.bytes().next().map(usize::from) == Some(byte)
+        };
+        Self(std::array::from_fn(|byte| {
+            let rows = rows.iter().copied();
+            rows.filter(|(_, shape)| begins_with(byte, shape)).collect()
+        }))
+    }
+
+    /// The sign of the first row that fits the text.
+    fn sign(&self, text: &str) -> Option<Sign> {
+        let first = text.bytes().next()?;
+        let mut rows = self.0[usize::from(first)].iter();
+        let row = rows.find(|(_, shape)| is_of_shape(text, shape));
+        row.map(|(sign, _)| *sign)
+    }
 }
-
-use Sign::{Failure as Fails, Greeting, Nothing, Stage as Reaches, SwitchRoot, SystemdInitramfs};
-
-/// What a line says, and where its text must be: `*` is any text, the rest must begin at the line's or at
-/// a kernel message's begin. The first row that fits counts.
-type Row = (Sign, &'static str);
-
-const STAGES: &[Row] = &[
-    (Reaches(Stage::Firmware), "BdsDxe: *"),
-    (Reaches(Stage::Firmware), "SeaBIOS (version *"),
-    (Reaches(Stage::Firmware), "UEFI firmware (version *"),
-    (Reaches(Stage::Firmware), "UEFI Interactive Shell v*"),
-    (Reaches(Stage::Firmware), "iPXE (http*"),
-    (Reaches(Stage::Firmware), "Booting from Hard Disk...*"),
-    (Reaches(Stage::Firmware), "Booting from DVD/CD...*"),
-    (Reaches(Stage::Firmware), "Booting from ROM...*"),
-    (Reaches(Stage::Firmware), ">>Start *"),
-    (Reaches(Stage::Loader), "GRUB loading*"),
-    (Reaches(Stage::Loader), "Welcome to GRUB!*"),
-    (Reaches(Stage::Loader), "*GNU GRUB  version *"),
-    (Reaches(Stage::Loader), "Booting `*'"),
-    (Reaches(Stage::Loader), "Loading Linux *"),
-    (Reaches(Stage::Loader), "Loading initial ramdisk *"),
-    (Reaches(Stage::Loader), "EFI stub: *"),
-    (Reaches(Stage::Loader), "ISOLINUX *"),
-    (Reaches(Stage::Loader), "SYSLINUX *"),
-    (Reaches(Stage::Loader), "EXTLINUX *"),
-    (Reaches(Stage::Loader), "U-Boot 20*"),
-    (Reaches(Stage::Loader), "Decompressing Linux...*"),
-    (Reaches(Stage::Kernel), "Linux version *"),
-    (Reaches(Stage::Kernel), "Booting Linux on physical CPU*"),
-    (Reaches(Stage::Initramfs), "Run /init as init process*"),
-    (Reaches(Stage::Userspace), "Run /*as init process*"),
-    (Reaches(Stage::Initramfs), "Loading, please wait...*"),
-    (Reaches(Stage::Initramfs), "Begin: * ... *"),
-    (Reaches(Stage::Initramfs), "dracut: dracut-*"),
-    (Reaches(Stage::Initramfs), "dracut-*[*]: *"),
-    (Reaches(Stage::Initramfs), ":: running early hook *"),
-    (Reaches(Stage::Initramfs), "Alpine Init *"),
-    (SystemdInitramfs, "systemd[1]: Running in init*"),
-    (Reaches(Stage::Initramfs), "Welcome to *(Initramfs)*!"),
-    (SwitchRoot, "systemd[1]: Switching root*"),
-    (Greeting, "Welcome to *!"),
-    (Greeting, "systemd[1]: Hostname set to *"),
-    (
-        Reaches(Stage::Userspace),
-        "systemd[1]: Startup finished in *",
-    ),
-    (Reaches(Stage::Userspace), "*Reached target *Multi-User*"),
-    (Reaches(Stage::Userspace), "INIT: version *"),
-    (Reaches(Stage::Userspace), "OpenRC *is starting up *"),
-    (
-        Reaches(Stage::Userspace),
-        "Please press Enter to activate this console*",
-    ),
-    (Reaches(Stage::Userspace), "* login:"),
-];
-
-const FAILURES: &[Row] = &[
-    (
-        Fails(Failure::OutOfMemory),
-        "Kernel panic - not syncing: Out of memory*",
-    ),
-    (
-        Fails(Failure::OutOfMemory),
-        "Kernel panic - not syncing: System is deadlocked on memory*",
-    ),
-    (
-        Fails(Failure::OutOfMemory),
-        "Out of memory and no killable processes*",
-    ),
-    (
-        Fails(Failure::OutOfMemory),
-        "Out of memory: Killed process 1 (*",
-    ),
-    (Fails(Failure::KernelPanic), "Kernel panic - not syncing*"),
-    (
-        Fails(Failure::KernelPanic),
-        "---[ end Kernel panic - not syncing*",
-    ),
-    (
-        Fails(Failure::KernelOops),
-        "BUG: kernel NULL pointer dereference*",
-    ),
-    (Fails(Failure::KernelOops), "BUG: unable to handle *"),
-    (Fails(Failure::KernelOops), "kernel BUG at *"),
-    (Fails(Failure::KernelOops), "Unable to handle kernel *"),
-    (Fails(Failure::KernelOops), "Internal error: *[#*"),
-    (Fails(Failure::KernelOops), "Oops: *[#*"),
-    (Fails(Failure::KernelOops), "Oops - *[#*"),
-    (Fails(Failure::KernelOops), "general protection fault*[#*"),
-    (Fails(Failure::KernelOops), "invalid opcode: *[#*"),
-    (Fails(Failure::KernelOops), "divide error: *[#*"),
-    (Fails(Failure::KernelOops), "stack segment: *[#*"),
-    (Fails(Failure::KernelOops), "double fault: *[#*"),
-    (Nothing, r#"VFS: Cannot open root device "(null)"*"#),
-    (Nothing, r#"VFS: Cannot open root device ""*"#),
-    (
-        Fails(Failure::RootNotFound),
-        "VFS: Cannot open root device *",
-    ),
-    (Fails(Failure::RootNotFound), "ALERT! * does not exist. *"),
-    (Fails(Failure::RootNotFound), "Gave up waiting for root *"),
-    (
-        Fails(Failure::RootNotFound),
-        "Failed to mount * as root file system*",
-    ),
-    (
-        Fails(Failure::RootNotFound),
-        "dracut*: Warning: Could not boot*",
-    ),
-    (Fails(Failure::RootNotFound), "dracut*: FATAL: *root=*"),
-    (
-        Fails(Failure::RootNotFound),
-        "ERROR: Unable to find root device *",
-    ),
-    (
-        Fails(Failure::RootNotFound),
-        "ERROR: Failed to mount * on real root*",
-    ),
-    (Fails(Failure::RootNotFound), "Mounting root failed*"),
-    (Fails(Failure::InitramfsShell), "(initramfs)*"),
-    (Fails(Failure::InitramfsShell), "dracut:/#*"),
-    (
-        Fails(Failure::InitramfsShell),
-        "Entering emergency mode. Exit the shell to continue*",
-    ),
-    (
-        Fails(Failure::InitramfsShell),
-        "No init found. Try passing init= bootarg*",
-    ),
-    (
-        Fails(Failure::InitramfsShell),
-        "You are now being dropped into an emergency shell*",
-    ),
-    (
-        Fails(Failure::InitramfsShell),
-        "initramfs emergency recovery shell launched*",
-    ),
-    (Fails(Failure::EmergencyMode), "You are in emergency mode*"),
-    (Fails(Failure::EmergencyMode), "You are in rescue mode*"),
-    (
-        Fails(Failure::EmergencyMode),
-        "Give root password for maintenance*",
-    ),
-    (
-        Fails(Failure::EmergencyMode),
-        "Cannot open access to console, the root account is locked*",
-    ),
-    (
-        Fails(Failure::EmergencyMode),
-        "[*OK*] Reached target *Emergency Mode*",
-    ),
-    (
-        Fails(Failure::EmergencyMode),
-        "[*OK*] Reached target *Rescue Mode*",
-    ),
-    (
-        Fails(Failure::EmergencyMode),
-        "systemd[1]: Reached target *Emergency Mode*",
-    ),
-    (
-        Fails(Failure::EmergencyMode),
-        "systemd[1]: Reached target *Rescue Mode*",
-    ),
-    (Nothing, r#"BdsDxe: failed to *"EFI Internal Shell"*"#),
-    (
-        Fails(Failure::SecurityViolation),
-        "BdsDxe: failed to *: Access Denied",
-    ),
-    (
-        Fails(Failure::SecurityViolation),
-        "BdsDxe: failed to *: Security Violation",
-    ),
-    (
-        Fails(Failure::SecurityViolation),
-        "Verification failed: *Security Violation*",
-    ),
-    (
-        Fails(Failure::SecurityViolation),
-        "Error *: Security violation",
-    ),
-    (Fails(Failure::SecurityViolation), "Error *: Access denied"),
-    (
-        Fails(Failure::SecurityViolation),
-        "Failed to start image *: Access denied",
-    ),
-    (
-        Fails(Failure::SecurityViolation),
-        "error: bad shim signature*",
-    ),
-    (
-        Fails(Failure::SecurityViolation),
-        "error: prohibited by secure boot policy*",
-    ),
-    (Fails(Failure::EfiShell), "UEFI Interactive Shell v*"),
-    (Fails(Failure::EfiShell), "Shell>*"),
-    (Fails(Failure::NoBootableDevice), "No bootable device*"),
-    (
-        Fails(Failure::NoBootableDevice),
-        "BdsDxe: No bootable option or device was found*",
-    ),
-    (
-        Fails(Failure::NoBootableDevice),
-        "BdsDxe: Press any key to enter the Boot Manager Menu*",
-    ),
-    (Fails(Failure::NetworkBoot), ">>Start PXE over IPv*"),
-    (Fails(Failure::NetworkBoot), ">>Start HTTP Boot over IPv*"),
-    (Fails(Failure::NetworkBoot), "iPXE initialising devices*"),
-    (Fails(Failure::NetworkBoot), "Configuring (net*"),
-    (Fails(Failure::BootLoader), "grub rescue>*"),
-    (Fails(Failure::BootLoader), "grub>*"),
-    (
-        Fails(Failure::BootLoader),
-        "Minimal BASH-like line editing is supported*",
-    ),
-    (Fails(Failure::BootLoader), "Entering rescue mode...*"),
-    (Fails(Failure::BootLoader), "error: no such partition*"),
-    (
-        Fails(Failure::BootLoader),
-        "error: you need to load the kernel first*",
-    ),
-    (Fails(Failure::BootLoader), "Failed to load ldlinux.*"),
-    (
-        Fails(Failure::BootLoader),
-        "No DEFAULT or UI configuration directive found*",
-    ),
-    (Fails(Failure::BootLoader), "Error loading *: Not Found"),
-    (
-        Fails(Failure::BootLoader),
-        "Image type * can't be loaded on *",
-    ),
-    (
-        Fails(Failure::BootLoader),
-        "This kernel requires an *CPU, but only detected an *",
-    ),
-    (Nothing, "EFI stub: ERROR: FIRMWARE BUG: *"),
-    (Nothing, "EFI stub: ERROR: *KASLR*"),
-    (Fails(Failure::BootLoader), "EFI stub: ERROR: *failed*"),
-    (Fails(Failure::BootLoader), "EFI stub: ERROR: Failed *"),
-    (Fails(Failure::BootLoader), "EFI stub: ERROR: Unable *"),
-    (
-        Fails(Failure::IgnitionFailed),
-        "ignition[*Ignition failed: *",
-    ),
-    (Fails(Failure::IgnitionFailed), "Ignition has failed. *"),
-];
-
-/// Finds the lines that may be of interest: almost none are.
-static SIEVE: LazyLock<Regex> = LazyLock::new(|| {
-    let needles: Vec<String> = [STAGES, FAILURES]
-        .concat()
-        .iter()
-        .map(|(_, shape)| regex::escape(needle(shape)))
-        .collect();
-    Regex::new(&needles.join("|")).expect("escaped texts are a regular expression")
-});
 
 /// What `line` tells, if the boot has come to `stage`.
 pub(super) fn signs(line: &str, stage: Option<Stage>) -> Vec<Sign> {
     let mut signs = Vec::new();
     let is_early = stage < Some(Stage::Kernel);
-    if is_early && message_of_kernel(line).is_some() {
-        signs.push(Reaches(Stage::Kernel));
+    let line = line.trim();
+    let message = message_of_kernel(line);
+    if is_early && message.is_some() {
+        signs.push(Sign::Stage(Stage::Kernel));
     }
-    if !SIEVE.is_match(line) {
-        return signs;
-    }
-    for table in [STAGES, FAILURES] {
-        let found = table.iter().find(|(_, shape)| is_of_shape(line, shape));
-        signs.extend(found.map(|(sign, _)| *sign).filter(|sign| match sign {
-            Fails(failure) => is_early || !is_of_firmware(*failure),
-            other => *other != Nothing,
+    for table in &*TABLES {
+        let sign = table.sign(line);
+        let sign = sign.or_else(|| table.sign(message?));
+        signs.extend(sign.filter(|sign| match sign {
+            Sign::Failure(failure) => is_early || stage_of(*failure) >= Some(Stage::Kernel),
+            other => *other != Sign::Nothing,
         }));
     }
     signs
 }
 
-/// Whether a failure is the firmware's or the loader's: once the kernel runs, its words are only words.
-fn is_of_firmware(failure: Failure) -> bool {
-    matches!(
-        failure,
+/// The stage that a failure on the console is of: its words are only words in a later one, if it is the
+/// firmware's or the loader's.
+pub(super) fn stage_of(failure: Failure) -> Option<Stage> {
+    match failure {
         Failure::SecurityViolation
-            | Failure::EfiShell
-            | Failure::NoBootableDevice
-            | Failure::NetworkBoot
-            | Failure::BootLoader
-    )
-}
-
-/// The longest text of a shape.
-fn needle(shape: &str) -> &str {
-    let longest = shape.split('*').max_by_key(|text| text.len());
-    longest.unwrap_or_default()
-}
-
-/// Whether the line, or a message of the kernel's in it, is of this shape.
-fn is_of_shape(line: &str, shape: &str) -> bool {
-    let mut rest = line.trim();
-    loop {
-        if is_whole_of_shape(rest, shape) {
-            return true;
+        | Failure::EfiShell
+        | Failure::NoBootableDevice
+        | Failure::NetworkBoot => Some(Stage::Firmware),
+        Failure::BootLoader => Some(Stage::Loader),
+        Failure::KernelPanic | Failure::KernelOops | Failure::OutOfMemory => Some(Stage::Kernel),
+        Failure::RootNotFound | Failure::InitramfsShell | Failure::IgnitionFailed => {
+            Some(Stage::Initramfs)
         }
-        match message_of_kernel(rest) {
-            Some(message) => rest = message,
-            None => return false,
-        }
+        Failure::EmergencyMode => Some(Stage::Userspace),
+        _ => None,
     }
 }
 
-fn is_whole_of_shape(text: &str, shape: &str) -> bool {
+/// Whether the whole text is of this shape.
+fn is_of_shape(text: &str, shape: &str) -> bool {
     let mut texts = shape.split('*');
     let first = texts.next().unwrap_or_default();
     let Some(mut rest) = text.strip_prefix(first) else {
@@ -364,4 +103,163 @@ fn message_of_kernel(line: &str) -> Option<&str> {
             .and_then(|rest| rest.split_once(']'));
         Some(caller.map_or(message, |(_, message)| message).trim_start())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(line: &str, stage: Option<Stage>, expected: &[Sign]) {
+        assert_eq!(signs(line, stage), expected, "{line}");
+    }
+
+    fn failure(line: &str) -> Option<Failure> {
+        signs(line, None).into_iter().find_map(|sign| match sign {
+            Sign::Failure(failure) => Some(failure),
+            _ => None,
+        })
+    }
+
+    /// Lines that no boot of `fixtures/consoles` printed, as their programs' sources have them.
+    #[test]
+    fn what_always_means_failure_is_told() {
+        for (name, line) in [
+            (
+                "kernel-panic",
+                "[    9.123456][    T1] Kernel panic - not syncing: VFS",
+            ),
+            (
+                "kernel-panic",
+                "debian login: [    9.123456] Kernel panic - not syncing: x",
+            ),
+            (
+                "kernel-oops",
+                "[   12.345678] BUG: unable to handle page fault for address: ffff",
+            ),
+            ("kernel-oops", "[   12.345678] kernel BUG at mm/slub.c:305!"),
+            (
+                "kernel-oops",
+                "[   12.345678] general protection fault, probably for non-canonical address 0xdead: 0000 [#1] SMP",
+            ),
+            (
+                "kernel-oops",
+                "[   12.345678] Internal error: Oops - BUG: 00000000f2000800 [#1] SMP",
+            ),
+            (
+                "out-of-memory",
+                "[   12.345678] Out of memory: Killed process 1 (systemd) total-vm:1kB",
+            ),
+            (
+                "root-not-found",
+                "dracut: FATAL: Don't know how to handle 'root=vdz'",
+            ),
+            (
+                "root-not-found",
+                "ERROR: Unable to find root device '/dev/vdz'.",
+            ),
+            ("root-not-found", "Mounting root failed."),
+            (
+                "initramfs-shell",
+                "You are now being dropped into an emergency shell.",
+            ),
+            (
+                "initramfs-shell",
+                "initramfs emergency recovery shell launched. Type 'exit' to continue boot",
+            ),
+            (
+                "emergency-mode",
+                "[  OK  ] Reached target emergency.target - Emergency Mode.",
+            ),
+            ("emergency-mode", "Give root password for maintenance"),
+            (
+                "security-violation",
+                "Verification failed: (0x1A) Security Violation",
+            ),
+            ("security-violation", "error: bad shim signature."),
+            ("network-boot", ">>Start HTTP Boot over IPv4....."),
+            ("boot-loader", "error: no such partition."),
+            (
+                "boot-loader",
+                "This kernel requires an x86-64 CPU, but only detected an i686 CPU.",
+            ),
+            ("boot-loader", "EFI stub: ERROR: Failed to handle fs_proto"),
+            (
+                "ignition-failed",
+                "[   12.345678] ignition[612]: CRITICAL : Ignition failed: no config",
+            ),
+            (
+                "ignition-failed",
+                "Ignition has failed. Please ensure your config is valid. Note that only",
+            ),
+        ] {
+            assert_eq!(failure(line).map(Failure::as_str), Some(name), "{line}");
+        }
+    }
+
+    #[test]
+    fn what_a_healthy_boot_says_is_no_failure() {
+        for line in [
+            "[    0.000000] ..MP-BIOS bug: 8254 timer not connected to IO-APIC",
+            "[    1.234567] watchdog: BUG: soft lockup - CPU#0 stuck for 23s! [swapper/0:1]",
+            "[    1.234567] traps: a[12] general protection fault ip:55 sp:7f error:0 in a[55+1]",
+            "[    1.234567] WARNING: CPU: 0 PID: 1 at kernel/sched/core.c:1 x+0x1/0x2",
+            "[    1.234567] systemd[1]: Set up automount for (initramfs) and Emergency Mode",
+            "[    1.234567] systemd[1]: Starting emergency.service - Emergency Shell...",
+            "[    1.234567] Command line: panic=-1 note=\"Kernel panic - not syncing\"",
+            "[    1.234567] Out of memory: Killed process 812 (stress) total-vm:1kB",
+            "[  OK  ] Stopped target initrd-root-fs.target - Initrd Root File System.",
+            "[  OK  ] Started dracut-pre-pivot.service - dracut pre-pivot and cleanup hook.",
+            "EFI stub: ERROR: FIRMWARE BUG: kernel image not aligned on 64k boundary",
+            "EFI stub: ERROR: efi_get_random_bytes() failed (0x8000000000000003), KASLR will be disabled",
+            "error: file `/boot/grub/fonts/unicode.pf2' not found.",
+            "error: no suitable video mode found.",
+            "BdsDxe: failed to load Boot0001 \"UEFI Misc Device\" from PciRoot(0x0): Not Found",
+            "iPXE (http://ipxe.org) 00:02.0 CA00 PCI2.10 PnP PMM+7FF",
+            "Press Ctrl-B to configure iPXE (PCI 00:01.0)...",
+            "ignition[612]: Ignition finished successfully",
+        ] {
+            assert_eq!(failure(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn words_of_firmware_and_loader_count_before_the_kernel_only() {
+        let violation = "BdsDxe: failed to load Boot0001 \"x\" from y: Access Denied";
+        let firmware = Sign::Stage(Stage::Firmware);
+        let fails = Sign::Failure(Failure::SecurityViolation);
+        check(violation, Some(Stage::Loader), &[firmware, fails]);
+        check(violation, Some(Stage::Kernel), &[firmware]);
+        check("grub> ls", None, &[Sign::Failure(Failure::BootLoader)]);
+        check("grub> ls", Some(Stage::Userspace), &[]);
+    }
+
+    #[test]
+    fn no_row_hides_another() {
+        for table in [STAGES, FAILURES] {
+            for (index, (_, shape)) in table.iter().enumerate() {
+                let line = shape.replace('*', "x");
+                let first = table
+                    .iter()
+                    .position(|(_, shape)| is_of_shape(&line, shape));
+                assert_eq!(first, Some(index), "{shape}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_shape_is_text_with_gaps() {
+        for (text, shape, fits) in [
+            ("abc", "abc", true),
+            ("abcd", "abc", false),
+            ("abcd", "abc*", true),
+            ("abc", "abc*", true),
+            ("a1b2c", "a*b*c", true),
+            ("a1c2b", "a*b*c", false),
+            ("x login:", "* login:", true),
+            ("x login: y", "* login:", false),
+            ("aba", "a*ba*", true),
+        ] {
+            assert_eq!(is_of_shape(text, shape), fits, "{text} {shape}");
+        }
+    }
 }

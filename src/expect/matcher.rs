@@ -3,7 +3,8 @@
 use std::collections::VecDeque;
 
 use crate::expect::lines::Lines;
-use crate::expect::markers::{self, Sign};
+use crate::expect::markers;
+use crate::expect::rows::Sign;
 use crate::expect::{Failure, Pattern, Script, Stage, Step};
 
 /// How many of the last lines are kept for reports.
@@ -57,8 +58,10 @@ pub struct Matcher {
     /// An initramfs with a systemd of its own is at work: it greets as the root's does.
     in_systemd_initramfs: bool,
     is_over: bool,
-    /// The last line that was judged.
-    last: String,
+    /// The last line that was looked at, with the white space around it.
+    line: String,
+    /// Whether that is the unfinished one, as far as it had come then.
+    is_unfinished: bool,
     tail: VecDeque<String>,
 }
 
@@ -74,7 +77,8 @@ impl Matcher {
             stage: None,
             in_systemd_initramfs: false,
             is_over: false,
-            last: String::new(),
+            line: String::new(),
+            is_unfinished: false,
             tail: VecDeque::new(),
         }
     }
@@ -84,8 +88,8 @@ impl Matcher {
     /// Behind [`Event::Failed`] or [`Event::Passed`] nothing comes any more, but lines are still kept.
     pub fn read(&mut self, bytes: &[u8]) -> Vec<Event> {
         let mut events = Vec::new();
-        if self.step == 0 && !self.script.steps.is_empty() {
-            self.send(&mut events);
+        if !self.is_over && matches!(self.script.steps[self.step..], [Step::Send(_), ..]) {
+            self.send("", &mut events);
         }
         let mut rest = bytes;
         while !rest.is_empty() {
@@ -93,9 +97,7 @@ impl Matcher {
             rest = &rest[count..];
             if is_line {
                 self.judge(&mut events);
-                self.keep();
-                self.lines.clear();
-                self.from = 0;
+                self.next_line();
             }
         }
         events
@@ -112,9 +114,9 @@ impl Matcher {
 
     /// The machine was reset: stages begin anew, the script goes on.
     pub fn restarted(&mut self) {
-        self.keep();
+        self.take_line();
+        self.next_line();
         self.lines = Lines::default();
-        self.from = 0;
         self.stage = None;
         self.in_systemd_initramfs = false;
     }
@@ -128,7 +130,7 @@ impl Matcher {
     /// The last line that has come, finished or found when the guest was quiet.
     #[must_use]
     pub fn last_line(&self) -> &str {
-        &self.last
+        self.line.trim()
     }
 
     /// What is waited for, unless all steps are done.
@@ -142,77 +144,97 @@ impl Matcher {
             })
     }
 
-    /// The last lines, at most 40, oldest first.
+    /// The last lines, at most 40, oldest first; an unfinished one is among them since [`Matcher::quiet`].
     pub fn lines(&self) -> impl Iterator<Item = &str> {
-        let unfinished = match self.lines.line() {
-            [] => None,
-            _ => Some(self.last.as_str()),
-        };
+        let unfinished = self.is_unfinished.then(|| self.last_line());
         let skipped = (self.tail.len() + unfinished.iter().len()).saturating_sub(TAIL_LINES);
         let finished = self.tail.iter().map(String::as_str);
         finished.chain(unfinished).skip(skipped)
     }
 
+    /// Takes the line as far as it has come, unless there is nothing to see.
+    fn take_line(&mut self) {
+        let line = String::from_utf8_lossy(self.lines.line());
+        self.is_unfinished = !line.trim().is_empty();
+        if self.is_unfinished {
+            self.line.clear();
+            self.line.push_str(&line);
+        }
+    }
+
     /// Looks at the line as far as it has come.
     fn judge(&mut self, events: &mut Vec<Event>) {
-        let line = String::from_utf8_lossy(self.lines.line());
-        let shown = line.trim();
-        if shown.is_empty() {
-            return;
+        self.take_line();
+        if self.is_unfinished && !self.is_over {
+            let line = std::mem::take(&mut self.line);
+            self.follow(&line, events);
+            self.line = line;
         }
-        self.last.clear();
-        self.last.push_str(shown);
-        if self.is_over {
-            return;
-        }
-        let line = line.into_owned();
-        let failure = self.signs(&line, events);
+    }
+
+    /// Does what the line says: moves the stage on, fails, or goes on in the script.
+    fn follow(&mut self, line: &str, events: &mut Vec<Event>) {
+        let failure = self.signs(line, events).map(|failure| (failure, None));
         let fail_on = || {
             let mut patterns = self.script.fail_on.iter();
-            let index = patterns.position(|pattern| pattern.end_of_match(&line, 0).is_some());
+            let index = patterns.position(|pattern| pattern.end_of_match(line, 0).is_some());
             index.map(|index| (Failure::FailOn, Some(index)))
         };
-        let failure = failure.map(|failure| (failure, None));
-        if let Some((failure, pattern)) = failure.or_else(fail_on) {
-            self.is_over = true;
-            let line = self.last.clone();
-            events.push(Event::Failed {
-                failure,
-                line,
-                pattern,
-            });
+        let Some((failure, pattern)) = failure.or_else(fail_on) else {
+            self.expect(line, events);
             return;
-        }
-        self.follow(&line, events);
+        };
+        self.is_over = true;
+        let line = line.trim().to_owned();
+        events.push(Event::Failed {
+            failure,
+            line,
+            pattern,
+        });
     }
 
     /// Moves the stage on by what the line says, and gives the failure that it tells.
     fn signs(&mut self, line: &str, events: &mut Vec<Event>) -> Option<Failure> {
         for sign in markers::signs(line, self.stage) {
+            let sign = match sign {
+                Sign::Failure(Failure::EmergencyMode) if self.in_systemd_initramfs => {
+                    Sign::Failure(Failure::InitramfsShell)
+                }
+                other => other,
+            };
             match sign {
-                Sign::SystemdInitramfs => self.in_systemd_initramfs = true,
-                Sign::SwitchRoot => self.in_systemd_initramfs = false,
+                Sign::SystemdInitramfs => {
+                    self.in_systemd_initramfs = true;
+                    self.reach(Stage::Initramfs, line, events);
+                }
+                Sign::Systemd => self.in_systemd_initramfs = false,
                 Sign::Greeting if self.in_systemd_initramfs => {}
-                Sign::Greeting => self.reach(Stage::Userspace, events),
-                Sign::Stage(stage) => self.reach(stage, events),
+                Sign::Greeting => self.reach(Stage::Userspace, line, events),
+                Sign::Stage(stage) => self.reach(stage, line, events),
                 Sign::Nothing => {}
-                Sign::Failure(failure) if self.script.tolerated.contains(&failure) => {}
-                Sign::Failure(failure) => return Some(failure),
+                Sign::Failure(failure) => {
+                    if let Some(stage) = markers::stage_of(failure) {
+                        self.reach(stage, line, events);
+                    }
+                    if !self.script.tolerated.contains(&failure) {
+                        return Some(failure);
+                    }
+                }
             }
         }
         None
     }
 
-    fn reach(&mut self, stage: Stage, events: &mut Vec<Event>) {
+    fn reach(&mut self, stage: Stage, line: &str, events: &mut Vec<Event>) {
         if self.stage < Some(stage) {
             self.stage = Some(stage);
-            let line = self.last.clone();
+            let line = line.trim().to_owned();
             events.push(Event::Reached { stage, line });
         }
     }
 
     /// Does the steps that the line allows.
-    fn follow(&mut self, line: &str, events: &mut Vec<Event>) {
+    fn expect(&mut self, line: &str, events: &mut Vec<Event>) {
         while let Some(Step::Expect(pattern)) = self.script.steps.get(self.step) {
             // A line that was taken back by backspaces is shorter than what was matched in it.
             let mut from = self.from.min(line.len());
@@ -223,40 +245,42 @@ impl Matcher {
                 return;
             };
             self.from = end;
-            let (step, line) = (self.step, self.last.clone());
-            events.push(Event::Matched { step, line });
+            events.push(Event::Matched {
+                step: self.step,
+                line: line.trim().to_owned(),
+            });
             self.step += 1;
-            self.send(events);
+            self.send(line, events);
         }
     }
 
     /// Sends what comes next, and passes behind the last step.
-    fn send(&mut self, events: &mut Vec<Event>) {
+    fn send(&mut self, line: &str, events: &mut Vec<Event>) {
         while let Some(Step::Send(bytes)) = self.script.steps.get(self.step) {
             events.push(Event::Send(bytes.clone()));
             self.step += 1;
         }
         if self.step == self.script.steps.len() {
             self.is_over = true;
-            let line = self.last.clone();
+            let line = line.trim().to_owned();
             events.push(Event::Passed { line });
         }
     }
 
-    /// Adds the last line to those that are kept.
-    fn keep(&mut self) {
-        let line = String::from_utf8_lossy(self.lines.line());
-        let line = line.trim();
-        if line.is_empty() {
-            return;
+    /// Keeps the line that was taken, and begins the next one.
+    fn next_line(&mut self) {
+        if self.is_unfinished {
+            // The oldest one's memory is used again.
+            let mut kept = match self.tail.len() {
+                TAIL_LINES => self.tail.pop_front().unwrap_or_default(),
+                _ => String::new(),
+            };
+            kept.clear();
+            kept.push_str(self.line.trim());
+            self.tail.push_back(kept);
         }
-        // The oldest one's memory is used again.
-        let mut kept = match self.tail.len() {
-            TAIL_LINES => self.tail.pop_front().unwrap_or_default(),
-            _ => String::new(),
-        };
-        kept.clear();
-        kept.push_str(line);
-        self.tail.push_back(kept);
+        self.is_unfinished = false;
+        self.lines.clear();
+        self.from = 0;
     }
 }

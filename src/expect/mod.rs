@@ -15,6 +15,7 @@
 mod lines;
 mod markers;
 mod matcher;
+mod rows;
 mod script;
 mod words;
 

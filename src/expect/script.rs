@@ -14,12 +14,12 @@ const SIZE_LIMIT: usize = 1 << 20;
 
 /// What tells that a system is up, whichever it is: a login prompt, systemd's last targets or its
 /// closing words, busybox' offer of a console.
-const UP: &str = r"(?x)
-    ^\S+\ login:\s*(?:\[|$)
-    | ^(?:\[\s+OK\s+\]|systemd\[1\]:)?\s*Reached\ target\ .*(?:Multi-User|Graphical|multi-user\.target|graphical\.target)
-    | systemd\[1\]:\ Reached\ target\ .*(?:Multi-User|Graphical|multi-user\.target|graphical\.target)
-    | systemd\[1\]:\ Startup\ finished\ in\ 
-    | ^Please\ press\ Enter\ to\ activate\ this\ console";
+const UP: &str = r"(?x)^(?:
+    [^\ ]+\ login:\ *(?:\[|$)
+    | (?:\[\ *[0-9.]+\]\ )?(?:systemd\[1\]:|\[\ *OK\ *\])\x20
+        (?:Startup\ finished\ in\ |Reached\ target\ .*(?:Multi-User|Graphical|multi-user\.target|graphical\.target))
+    | Please\ press\ Enter\ to\ activate\ this\ console
+)";
 
 /// A regular expression, looked for in one line at a time; it takes time linear in the line's length.
 #[derive(Debug, Clone)]

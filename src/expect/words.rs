@@ -157,7 +157,7 @@ impl Failure {
             Self::KernelPanic => (
                 "kernel-panic",
                 "the kernel gave up",
-                "the lines before the panic say why; a kernel that finds no init or root wants another `--cmdline`",
+                "the lines before the panic say why; one without root or init wants another `root=` or `init=`, or has an initramfs that is not whole",
             ),
             Self::KernelOops => (
                 "kernel-oops",
