@@ -23,7 +23,11 @@ const UP: &str = r"(?x)^(?:
 
 /// A regular expression, looked for in one line at a time; it takes time linear in the line's length.
 #[derive(Debug, Clone)]
-pub struct Pattern(Regex);
+pub struct Pattern {
+    regex: Regex,
+    /// What it stands for, if it is one of ours.
+    meaning: Option<&'static str>,
+}
 
 /// What a script does next.
 #[derive(Debug, Clone)]
@@ -68,7 +72,11 @@ impl Script {
     /// A script that passes once the system is up, whichever it is.
     #[must_use]
     pub fn until_up() -> Self {
-        let up = UP.parse().expect("a test parses this constant");
+        let up: Pattern = UP.parse().expect("a test parses this constant");
+        let up = Pattern {
+            meaning: Some("a sign that the system is up"),
+            ..up
+        };
         Self {
             steps: vec![Step::Expect(up)],
             ..Self::default()
@@ -80,12 +88,18 @@ impl Pattern {
     /// The expression, as typed.
     #[must_use]
     pub fn as_str(&self) -> &str {
-        self.0.as_str()
+        self.regex.as_str()
+    }
+
+    /// What it stands for, if it is one of ours; whoever wrote his own reads it as he wrote it.
+    #[must_use]
+    pub fn meaning(&self) -> Option<&'static str> {
+        self.meaning
     }
 
     /// Where the first match at or behind `from` ends, if there is one.
     pub(super) fn end_of_match(&self, line: &str, from: usize) -> Option<usize> {
-        self.0.find_at(line, from).map(|found| found.end())
+        self.regex.find_at(line, from).map(|found| found.end())
     }
 }
 
@@ -101,7 +115,10 @@ impl FromStr for Pattern {
             .size_limit(SIZE_LIMIT)
             .dfa_size_limit(SIZE_LIMIT)
             .build()
-            .map(Self)
+            .map(|regex| Self {
+                regex,
+                meaning: None,
+            })
             .map_err(|error| match error {
                 regex::Error::CompiledTooBig(_) => PatternError::TooLarge(escaped()),
                 other => {

@@ -144,7 +144,7 @@ fn what_never_comes_is_told_with_what_came_instead() {
     let message = test["reason"]["message"].as_str().unwrap();
     assert_eq!(
         message,
-        "`never` was seen not within 15 s; it had come to the initramfs"
+        "`never` did not come within 15 s; it had come to the initramfs"
     );
     assert_eq!(test["reason"]["line"], "IRONBOOT-HANG");
 
@@ -164,7 +164,7 @@ fn a_guest_that_ends_or_starts_over_has_not_passed() {
     assert_eq!(test["reason"]["kind"], "guest-exit");
     assert_eq!(
         test["reason"]["message"],
-        "the VM ended before `never` was seen"
+        "the VM ended before `never` came"
     );
 
     let artifacts = bench.root().join("artifacts");
@@ -180,6 +180,59 @@ fn a_guest_that_ends_or_starts_over_has_not_passed() {
     assert_eq!(test["resets"], 4);
     let events = fs::read_to_string(kept(&artifacts).join("events.jsonl")).unwrap();
     assert_eq!(events.matches("\"RESET\"").count(), 4, "{events}");
+    bench.is_clean();
+}
+
+#[test]
+fn a_guest_tells_by_itself_that_it_is_ready() {
+    let bench = Bench::new();
+    let image = bench.image_named("more");
+    let check = |words: &str, arch: &str, options: &[&str], code: i32| {
+        let words = format!("--append=ironboot.notify={words}");
+        let command = ["test", &image, "--json", &words, "--arch", arch];
+        let command = [&command[..], &MACHINE, options].concat();
+        verdict(&bench.tries(&command).with_code(code))
+    };
+    let test = check("STATUS=here,READY=1", "amd64", &["--ready=notify"], 0);
+    assert_eq!(test["expectations"], Value::Array(Vec::new()));
+    check("READY=1", "arm64", &["--ready=notify", UP], 0);
+    let test = check("EXIT_STATUS=7", "amd64", &["--expect=never"], 1);
+    assert_eq!(test["reason"]["kind"], "command-failed");
+    assert_eq!(
+        test["reason"]["message"],
+        "the guest told of an exit status of 7"
+    );
+    let test = check(
+        "STATUS=here",
+        "amd64",
+        &["--ready=notify", "--timeout=2"],
+        124,
+    );
+    let message = test["reason"]["message"].as_str().unwrap();
+    assert!(
+        message.starts_with("word that it is ready did not come within 10 s"),
+        "{message}"
+    );
+    bench.is_clean();
+}
+
+#[test]
+fn a_command_in_the_guest_decides_by_its_exit_status() {
+    let bench = Bench::new();
+    let image = bench.image_named("more");
+    let check = |options: &[&str], code: i32| {
+        let command = ["test", &image, "--json"];
+        let command = [&command[..], &MACHINE, options].concat();
+        verdict(&bench.tries(&command).with_code(code))
+    };
+    let test = check(&["--exec=echo here && uname -s >&2"], 0);
+    assert_eq!(test["command"]["exit_status"], 0);
+    assert_eq!(test["command"]["output"], "here\nLinux\n");
+    let test = check(&["--ready=ssh", "--exec=echo broken; exit 3"], 1);
+    assert_eq!(test["reason"]["kind"], "command-failed");
+    let message = test["reason"]["message"].as_str().unwrap();
+    assert_eq!(message, "the command's exit status is 3; it said: broken");
+    check(&["--ready=ssh"], 0);
     bench.is_clean();
 }
 

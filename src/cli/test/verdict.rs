@@ -94,7 +94,7 @@ fn course(course: &Course, script: &Script) -> Value {
     let expectations = expected.map(|(place, pattern): (usize, &Pattern)| {
         let met = course.met.iter().find(|met| met.step == place);
         json!({
-            "pattern": pattern.as_str(),
+            "pattern": pattern.meaning().unwrap_or_else(|| pattern.as_str()),
             "at_seconds": met.map(|met| seconds(met.after)),
             "line": met.map(|met| &met.line),
         })

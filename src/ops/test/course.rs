@@ -378,7 +378,7 @@ impl<'a> Watch<'a> {
         let said = words(&self.spec);
         let said = said.lines().rev().find(|line| !line.trim().is_empty());
         let said = said.map_or_else(String::new, |said| format!("; QEMU said: {}", said.trim()));
-        let message = format!("the VM ended before {}{said}", self.awaited());
+        let message = format!("the VM ended before {} came{said}", self.awaited());
         self.reason(Failure::GuestExit, message)
     }
 
@@ -388,17 +388,23 @@ impl<'a> Watch<'a> {
             || "nothing was seen of any stage".to_owned(),
             |stage| format!("it had come to the {}", stage.as_str()),
         );
-        let message = format!("{} not within {limit:.0} s; {stage}", self.awaited());
+        let message = format!(
+            "{} did not come within {limit:.0} s; {stage}",
+            self.awaited()
+        );
         self.reason(Failure::Timeout, message)
     }
 
     /// What it waits for, in words.
     fn awaited(&self) -> String {
         match self.matcher.awaited() {
-            Some(pattern) if self.awaits_script => format!("`{pattern}` was seen"),
-            _ if self.awaits_notice => "it said that it is ready".to_owned(),
-            _ if self.command.is_some() => "the command was executed by SSH".to_owned(),
-            _ => "its SSH server had answered".to_owned(),
+            Some(pattern) if self.awaits_script => match pattern.meaning() {
+                Some(meaning) => meaning.to_owned(),
+                None => format!("`{pattern}`"),
+            },
+            _ if self.awaits_notice => "word that it is ready".to_owned(),
+            _ if self.command.is_some() => "the end of the command".to_owned(),
+            _ => "an answer of its SSH server".to_owned(),
         }
     }
 
