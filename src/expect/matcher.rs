@@ -284,3 +284,6 @@ impl Matcher {
         self.from = 0;
     }
 }
+
+#[cfg(test)]
+mod tests;

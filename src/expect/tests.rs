@@ -1,235 +1,326 @@
-//! Scripts against consoles.
+//! Consoles of real boots, whole and in pieces; `fixtures/README.md` says what made each.
 
-mod consoles;
+use std::collections::BTreeSet;
+use std::fs;
 
-use crate::expect::{Event, Failure, Matcher, Script, Stage, Step};
+use proptest::prelude::*;
 
-fn script(patterns: &[&str]) -> Script {
-    Script {
-        steps: patterns
-            .iter()
-            .map(|pattern| Step::Expect(pattern.parse().unwrap()))
-            .collect(),
-        ..Script::default()
+use crate::expect::{Event, Matcher, Script};
+
+/// Name, the stages that it tells, and what becomes of waiting until the system is up.
+const CONSOLES: &[(&str, &str, &str)] = &[
+    ("direct-amd64", "kernel initramfs", "nothing"),
+    ("direct-arm64", "kernel initramfs", "nothing"),
+    ("direct-quiet-amd64", "kernel", "nothing"),
+    ("direct-quiet-arm64", "kernel", "nothing"),
+    ("root-disk-amd64", "kernel userspace", "nothing"),
+    ("disk-uefi-amd64", "firmware loader kernel", "nothing"),
+    (
+        "disk-uefi-arm64",
+        "firmware loader kernel initramfs",
+        "nothing",
+    ),
+    ("uki-arm64", "firmware loader kernel", "nothing"),
+    ("iso-uefi-amd64", "firmware loader kernel", "nothing"),
+    ("disk-bios-amd64", "firmware loader kernel", "nothing"),
+    ("grub-menu-amd64", "firmware loader kernel", "nothing"),
+    ("shell-amd64", "", "nothing"),
+    (
+        "debian-amd64",
+        "kernel initramfs userspace",
+        "up: [  OK  ] Reached target multi-user.target - Multi-User System.",
+    ),
+    ("debian-quiet-amd64", "userspace", "up: debian login:"),
+    (
+        "dracut-systemd-amd64",
+        "kernel initramfs userspace",
+        "up: [  OK  ] Reached target multi-user.target - Multi-User System.",
+    ),
+    (
+        "panic-init-ended-amd64",
+        "kernel",
+        "kernel-panic: [    4.068304] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100",
+    ),
+    (
+        "panic-init-ended-arm64",
+        "kernel initramfs",
+        "kernel-panic: [    5.250999] Kernel panic - not syncing: Attempted to kill init! exitcode=0x00000100",
+    ),
+    (
+        "panic-sysrq-amd64",
+        "kernel",
+        "kernel-panic: [    3.098210] Kernel panic - not syncing: sysrq triggered crash",
+    ),
+    (
+        "panic-init-missing-amd64",
+        "kernel",
+        "kernel-panic: [    2.973959] Kernel panic - not syncing: Requested init /bin/false failed (error -2).",
+    ),
+    (
+        "panic-root-wrong-amd64",
+        "kernel",
+        "kernel-panic: [    2.358318] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)",
+    ),
+    (
+        "panic-root-wrong-arm64",
+        "kernel",
+        "kernel-panic: [    2.291511] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)",
+    ),
+    (
+        "panic-initramfs-broken-amd64",
+        "kernel",
+        "kernel-panic: [    2.719710] Kernel panic - not syncing: VFS: Unable to mount root fs on unknown-block(0,0)",
+    ),
+    (
+        "panic-early-amd64",
+        "kernel",
+        "kernel-panic: [    0.004000] Kernel panic - not syncing: IO-APIC + timer doesn't work!  Boot with apic=debug and send a report.  Then try booting with the 'noapic' option.",
+    ),
+    (
+        "oops-amd64",
+        "kernel",
+        "kernel-oops: [    6.040187] BUG: kernel NULL pointer dereference, address: 0000000000000010",
+    ),
+    (
+        "oops-arm64",
+        "kernel",
+        "kernel-oops: [    3.847194] Internal error: Oops: 0000000086000006 [#1] SMP",
+    ),
+    (
+        "memory-full-amd64",
+        "kernel",
+        "out-of-memory: [    5.376598] Kernel panic - not syncing: System is deadlocked on memory",
+    ),
+    (
+        "memory-small-amd64",
+        "kernel",
+        "out-of-memory: [    2.619009] Kernel panic - not syncing: System is deadlocked on memory",
+    ),
+    (
+        "root-missing-amd64",
+        "initramfs",
+        "root-not-found: Gave up waiting for root file system device.  Common problems:",
+    ),
+    (
+        "root-missing-reboot-amd64",
+        "initramfs",
+        "root-not-found: Gave up waiting for root file system device.  Common problems:",
+    ),
+    (
+        "root-missing-dracut-amd64",
+        "initramfs",
+        "root-not-found: dracut Warning: Could not boot.",
+    ),
+    (
+        "root-missing-dracut-systemd-amd64",
+        "initramfs",
+        "root-not-found: [DEPEND] Dependency failed for sysroot.mount - /sysroot.",
+    ),
+    (
+        "initramfs-shell-dracut-amd64",
+        "initramfs",
+        "initramfs-shell: Dropping to debug shell.",
+    ),
+    (
+        "emergency-fstab-amd64",
+        "kernel userspace",
+        "emergency-mode: You are in emergency mode. After logging in, type \"journalctl -xb\" to view",
+    ),
+    (
+        "rescue-amd64",
+        "userspace",
+        "emergency-mode: You are in rescue mode. After logging in, type \"journalctl -xb\" to view",
+    ),
+    (
+        "unsigned-amd64",
+        "firmware",
+        "security-violation: BdsDxe: failed to load Boot0001 \"UEFI Non-Block Boot Device\" from PciRoot(0x0)/Pci(0x1,0x0): Access Denied",
+    ),
+    (
+        "unsigned-arm64",
+        "firmware",
+        "security-violation: BdsDxe: failed to load Boot0001 \"UEFI Non-Block Boot Device\" from PciRoot(0x0)/Pci(0x1,0x0): Access Denied",
+    ),
+    (
+        "empty-uefi-amd64",
+        "firmware",
+        "efi-shell: UEFI Interactive Shell v2.2",
+    ),
+    (
+        "empty-uefi-arm64",
+        "firmware",
+        "efi-shell: UEFI Interactive Shell v2.2",
+    ),
+    (
+        "empty-secure-boot-amd64",
+        "firmware",
+        "no-bootable-device: BdsDxe: No bootable option or device was found.",
+    ),
+    (
+        "empty-bios-amd64",
+        "firmware",
+        "no-bootable-device: No bootable device.",
+    ),
+    (
+        "wrong-architecture-arm64",
+        "firmware",
+        "efi-shell: UEFI Interactive Shell v2.2",
+    ),
+    (
+        "network-bios-amd64",
+        "firmware",
+        "network-boot: iPXE 1.0.0+git-20190125.36a4c85-5.1 -- Open Source Network Boot Firmware -- http",
+    ),
+    (
+        "network-ipxe-amd64",
+        "firmware",
+        "network-boot: iPXE 1.0.0+git-20190125.36a4c85-5.1 -- Open Source Network Boot Firmware -- http://ipxe.org",
+    ),
+    (
+        "network-uefi-arm64",
+        "firmware",
+        "network-boot: >>Start PXE over IPv4.",
+    ),
+    (
+        "grub-without-config-amd64",
+        "firmware loader",
+        "boot-loader: Minimal BASH-like line editing is supported. For the first word, TAB",
+    ),
+    (
+        "grub-rescue-amd64",
+        "firmware loader",
+        "boot-loader: grub rescue>",
+    ),
+    (
+        "grub-kernel-missing-amd64",
+        "firmware loader",
+        "boot-loader: error: you need to load the kernel first.",
+    ),
+    (
+        "systemd-boot-without-entry-amd64",
+        "firmware loader",
+        "boot-loader: No loader found. Configuration files in \\loader\\entries\\*.conf are needed.",
+    ),
+    (
+        "systemd-boot-not-a-kernel-amd64",
+        "firmware loader",
+        "boot-loader: Error loading \\vmlinuz: Unsupported",
+    ),
+    (
+        "systemd-boot-initramfs-missing-amd64",
+        "firmware loader",
+        "boot-loader: Error preparing initrd: Not Found",
+    ),
+];
+
+/// What a script until the system is up makes of a console, in pieces.
+fn told<'a>(pieces: impl Iterator<Item = &'a [u8]>) -> Vec<Event> {
+    let mut matcher = Matcher::new(Script::until_up());
+    let mut events: Vec<Event> = pieces.flat_map(|piece| matcher.read(piece)).collect();
+    events.extend(matcher.quiet());
+    events
+}
+
+/// Stages and verdict as the table has them.
+fn summary(events: &[Event]) -> (String, String) {
+    let mut stages = Vec::new();
+    let mut verdict = "nothing".to_owned();
+    for event in events {
+        match event {
+            Event::Reached { stage, .. } => stages.push(stage.as_str()),
+            Event::Failed { failure, line, .. } => verdict = format!("{failure}: {line}"),
+            Event::Passed { line } => verdict = format!("up: {line}"),
+            Event::Matched { .. } | Event::Send(_) => {}
+        }
+    }
+    (stages.join(" "), verdict)
+}
+
+const DIRECTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/consoles");
+
+fn console(name: &str) -> Vec<u8> {
+    fs::read(format!("{DIRECTORY}/{name}.txt")).unwrap()
+}
+
+/// The bytes in pieces of these sizes, over and over.
+fn pieces<'a>(bytes: &'a [u8], sizes: &'a [usize]) -> impl Iterator<Item = &'a [u8]> {
+    let mut rest = bytes;
+    let mut sizes = sizes.iter().cycle();
+    std::iter::from_fn(move || {
+        let size = (*sizes.next()?).min(rest.len());
+        let (piece, behind) = rest.split_at(size);
+        rest = behind;
+        (size > 0).then_some(piece)
+    })
+}
+
+#[test]
+fn each_console_tells_its_stages_and_its_verdict_whole_and_byte_by_byte() {
+    for (name, stages, verdict) in CONSOLES {
+        let console = console(name);
+        let events = told([&*console].into_iter());
+        let expected = (stages.to_string(), verdict.to_string());
+        assert_eq!(summary(&events), expected, "{name}");
+        assert_eq!(told(console.chunks(1)), events, "{name} byte by byte");
     }
 }
 
-fn matched(step: usize, line: &str) -> Event {
-    let line = line.to_owned();
-    Event::Matched { step, line }
-}
-
-fn passed(line: &str) -> Event {
-    let line = line.to_owned();
-    Event::Passed { line }
-}
-
-fn reached(stage: Stage, line: &str) -> Event {
-    let line = line.to_owned();
-    Event::Reached { stage, line }
-}
-
 #[test]
-fn patterns_are_met_in_order_and_in_one_line_behind_each_other() {
-    let mut matcher = Matcher::new(script(&["a", "a", "b"]));
-    let first = [matched(0, "aba"), matched(1, "aba")];
-    assert_eq!(matcher.read(b"b\naba\n"), first);
-    assert_eq!(matcher.awaited().unwrap().as_str(), "b");
-    assert_eq!(matcher.read(b"a b\r\n"), [matched(2, "a b"), passed("a b")]);
-    assert!(matcher.awaited().is_none());
-    assert_eq!(matcher.read(b"b\nKernel panic - not syncing: x\n"), []);
-}
-
-#[test]
-fn a_prompt_is_met_once_the_guest_is_quiet_and_its_echo_is_not_taken_for_another() {
-    let mut script = script(&["login: $", "login: "]);
-    script.steps.insert(1, Step::Send(b"root\n".to_vec()));
-    let mut matcher = Matcher::new(script);
-    assert_eq!(matcher.read(b"\x1b[1mdebian login: \x1b[0m"), []);
-    let prompt = "debian login:";
-    let send = Event::Send(b"root\n".to_vec());
-    let first = [reached(Stage::Userspace, prompt), matched(0, prompt), send];
-    assert_eq!(matcher.quiet(), first);
-    assert_eq!(matcher.last_line(), prompt);
-    assert_eq!(matcher.lines().collect::<Vec<_>>(), [prompt]);
-    assert_eq!(matcher.quiet(), []);
-    assert_eq!(matcher.read(b"root\r\n"), []);
-    assert_eq!(matcher.read(b"debian login: "), []);
-    assert_eq!(matcher.quiet(), [matched(2, prompt), passed(prompt)]);
-}
-
-#[test]
-fn a_panic_before_the_last_pattern_fails_and_a_tolerated_one_does_not() {
-    let panic = "[    1.000000] Kernel panic - not syncing: x";
-    let printed = format!("{panic}\nup\n");
-    let kernel = reached(Stage::Kernel, panic);
-    let failed = Event::Failed {
-        failure: Failure::KernelPanic,
-        line: panic.to_owned(),
-        pattern: None,
-    };
-    let mut matcher = Matcher::new(script(&["up"]));
-    assert_eq!(matcher.read(printed.as_bytes()), [kernel.clone(), failed]);
-    // What follows is still kept for reports.
-    assert_eq!(matcher.last_line(), "up");
-    let mut script = script(&["up"]);
-    script.tolerated.insert(Failure::KernelPanic);
-    let mut matcher = Matcher::new(script);
-    let up = [kernel, matched(0, "up"), passed("up")];
-    assert_eq!(matcher.read(printed.as_bytes()), up);
-}
-
-#[test]
-fn any_of_the_patterns_that_must_not_come_fails_even_in_a_prompt() {
-    let mut script = script(&["up"]);
-    script.fail_on = vec!["no".parse().unwrap(), r"err(or)?\?$".parse().unwrap()];
-    let failed = |line: &str, index| Event::Failed {
-        failure: Failure::FailOn,
-        line: line.to_owned(),
-        pattern: Some(index),
-    };
-    let mut matcher = Matcher::new(script.clone());
-    let events = matcher.read(b"err or\nup, no?\nup\n");
-    assert_eq!(events, [failed("up, no?", 0)]);
-    let mut matcher = Matcher::new(script);
-    assert_eq!(matcher.read(b"  what error? "), []);
-    assert_eq!(matcher.read(b"\x08"), []);
-    assert_eq!(matcher.quiet(), [failed("what error?", 1)]);
-}
-
-#[test]
-fn what_is_sent_first_comes_at_once_and_a_script_may_end_by_it() {
-    let send = |text: &str| Step::Send(text.as_bytes().to_vec());
-    let mut script = script(&["a"]);
-    script.steps.insert(0, send("x"));
-    script.steps.push(send("y"));
-    let mut matcher = Matcher::new(script);
-    assert_eq!(matcher.read(b""), [Event::Send(b"x".to_vec())]);
-    let last = [matched(1, "a"), Event::Send(b"y".to_vec()), passed("a")];
-    assert_eq!(matcher.read(b"a\n"), last);
-    assert!(matcher.awaited().is_none());
-}
-
-#[test]
-fn without_steps_nothing_passes() {
-    let mut matcher = Matcher::new(Script::default());
-    let events = matcher.read(b"debian login: \nup\n");
-    assert_eq!(events, [reached(Stage::Userspace, "debian login:")]);
-    assert_eq!(matcher.stage(), Some(Stage::Userspace));
-}
-
-#[test]
-fn a_reset_begins_the_stages_anew_and_goes_on_in_the_script() {
-    let mut matcher = Matcher::new(script(&["one", "two"]));
-    let (one, two) = ("[    0.000000] one", "[    0.000000] two");
-    let first = [reached(Stage::Kernel, one), matched(0, one)];
-    assert_eq!(matcher.read(b"[    0.000000] one\n[    0.1"), first);
-    matcher.restarted();
-    assert_eq!(matcher.stage(), None);
-    assert_eq!(matcher.awaited().unwrap().as_str(), "two");
-    let second = [reached(Stage::Kernel, two), matched(1, two), passed(two)];
-    assert_eq!(matcher.read(b"[    0.000000] two\n"), second);
-    assert_eq!(matcher.lines().collect::<Vec<_>>(), [one, "[    0.1", two]);
-}
-
-#[test]
-fn an_initramfs_that_greets_as_the_root_does_is_not_userspace() {
-    let check = |printed: &str, expected: &[Stage]| {
-        let mut matcher = Matcher::new(Script::default());
-        let events = matcher.read(printed.as_bytes());
-        let stages = events.into_iter().map(|event| match event {
-            Event::Reached { stage, .. } => stage,
-            other => panic!("{other:?}"),
-        });
-        assert_eq!(stages.collect::<Vec<_>>(), expected, "{printed}");
-    };
-    let initramfs = "[    1.000000] systemd[1]: Running in initrd.\nWelcome to X!\n";
-    let root =
-        "[    2.000000] systemd[1]: systemd 252 running in system mode (+X)\nWelcome to X!\n";
-    check(initramfs, &[Stage::Kernel, Stage::Initramfs]);
-    check(
-        &format!("{initramfs}{root}"),
-        &[Stage::Kernel, Stage::Initramfs, Stage::Userspace],
-    );
-    check(
-        "Welcome to F 40 dracut-101 (Initramfs)!\n",
-        &[Stage::Initramfs],
-    );
-}
-
-#[test]
-fn emergency_mode_of_an_initramfs_is_its_shell() {
-    let emergency = "[  OK  ] Reached target emergency.target - Emergency Mode.";
-    let failed = |failure| Event::Failed {
-        failure,
-        line: emergency.to_owned(),
-        pattern: None,
-    };
-    let last = |printed: &str| {
-        Matcher::new(Script::default())
-            .read(printed.as_bytes())
-            .pop()
-    };
-    let initramfs = format!("[    1.000000] systemd[1]: Running in initrd.\n{emergency}\n");
-    assert_eq!(last(&initramfs), Some(failed(Failure::InitramfsShell)));
-    let root = format!("{emergency}\n");
-    assert_eq!(last(&root), Some(failed(Failure::EmergencyMode)));
-}
-
-#[test]
-fn a_line_is_what_a_terminal_would_show_in_it() {
-    let check = |printed: &str, expected: &[&str]| {
-        let mut matcher = Matcher::new(Script::default());
-        matcher.read(printed.as_bytes());
-        matcher.quiet();
-        let lines: Vec<&str> = matcher.lines().collect();
-        assert_eq!(lines, expected, "{printed:?}");
-    };
-    check("a\r\n\r\r\nb\n\n \nc", &["a", "b", "c"]);
-    check("\x1b[1;31mred\x1b[0m \x1b(Bplain\x1b=\x1b7", &["red plain"]);
-    check("\x1b]0;title\x07text\x1b]8;;x\x1b\\ more", &["text more"]);
-    check("\x1bPq#0\x1b\\a\x1b[?2004lb\x1b[>0q\x1b[6n", &["ab"]);
-    check("one\rtwo", &["one", "two"]);
-    check(
-        "\x1b[2J\x1b[01;01Hone\x1b[2;1Htwo\x1b[2;10Hthree",
-        &["one", "two three"],
-    );
-    check("a\x1b[5Cb\x1b[Kc\x1b[10Gd\x1b[Ge", &["a bc d", "e"]);
-    check("in 3\x08 \x082\x08 \x081", &["in 1"]);
-    check("\u{e4}\u{1f600}\x08\x08b\0\x07", &["b"]);
-    check("a\x1b[12\nb\x1b]never ends\nc", &["a", "b", "c"]);
-    check("a\x1b[3\x18b", &["ab"]);
-    check("tab\tbed", &["tab\tbed"]);
-}
-
-#[test]
-fn what_is_not_to_be_seen_is_no_line_and_an_unfinished_one_comes_once() {
-    let mut matcher = Matcher::new(Script::default());
-    matcher.read("one\n\u{a0}\n\u{3000} \ntw".as_bytes());
-    assert_eq!(matcher.lines().collect::<Vec<_>>(), ["one"]);
-    matcher.quiet();
-    matcher.quiet();
-    assert_eq!(matcher.lines().collect::<Vec<_>>(), ["one", "tw"]);
-    matcher.read(b"o\n");
-    assert_eq!(matcher.lines().collect::<Vec<_>>(), ["one", "two"]);
-}
-
-#[test]
-fn invalid_text_is_replaced() {
-    let mut matcher = Matcher::new(script(&["^a.b$"]));
-    let line = "a\u{fffd}b";
-    assert_eq!(matcher.read(b"a\xffb\n"), [matched(0, line), passed(line)]);
-}
-
-#[test]
-fn a_line_without_end_is_cut_and_only_the_last_lines_are_kept() {
-    let mut matcher = Matcher::new(Script::default());
-    for _ in 0..100 {
-        matcher.read(&[b'x'; 10_000]);
+fn nothing_that_a_healthy_boot_says_to_its_end_is_a_failure() {
+    for (name, _, verdict) in CONSOLES {
+        let is_healthy = *verdict == "nothing" || verdict.starts_with("up: ");
+        let events = Matcher::new(Script::default()).read(&console(name));
+        let fails = |event: &Event| matches!(event, Event::Failed { .. });
+        assert!(
+            !(is_healthy && events.iter().any(fails)),
+            "{name}: {events:?}"
+        );
     }
-    matcher.quiet();
-    let lines: Vec<usize> = matcher.lines().map(str::len).collect();
-    let mut expected = vec![16 << 10; 40];
-    expected[39] = 1_000_000 % (16 << 10);
-    assert_eq!(lines, expected);
+}
+
+#[test]
+fn each_console_is_in_the_table() {
+    let files = fs::read_dir(DIRECTORY).unwrap();
+    let files = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+    let rows = CONSOLES.iter().map(|(name, _, _)| format!("{name}.txt"));
+    assert_eq!(files.collect::<BTreeSet<_>>(), rows.collect());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn consoles_in_any_pieces_tell_the_same(
+        index in 0..CONSOLES.len(),
+        sizes in prop::collection::vec(1_usize..200, 1..20),
+    ) {
+        let console = console(CONSOLES[index].0);
+        let whole = told([&*console].into_iter());
+        prop_assert_eq!(told(pieces(&console, &sizes)), whole);
+    }
+
+    #[test]
+    fn anything_in_any_pieces_gives_the_same_lines(
+        words in prop::collection::vec(
+            prop::sample::select(vec![
+                "a", "b ", "\x1b", "[", "]", "0", ";", "2", "H", "J", "G", "m", "\r", "\n", "\x08",
+                "\x07", "\x18", "\\", "\u{e4}", "\u{9b}", "login: ", "[    1.000000] ",
+            ]),
+            0..200,
+        ),
+        sizes in prop::collection::vec(1_usize..9, 1..9),
+    ) {
+        let text = words.concat();
+        let lines = |pieces: &mut dyn Iterator<Item = &[u8]>| -> Vec<String> {
+            let mut matcher = Matcher::new(Script::default());
+            pieces.for_each(|piece| drop(matcher.read(piece)));
+            matcher.quiet();
+            matcher.lines().map(str::to_owned).collect()
+        };
+        let whole = lines(&mut [text.as_bytes()].into_iter());
+        prop_assert_eq!(&lines(&mut pieces(text.as_bytes(), &sizes)), &whole);
+        for line in whole {
+            prop_assert!(!line.chars().any(|c| c.is_ascii_control() && c != '\t'), "{:?}", line);
+        }
+    }
 }
