@@ -43,15 +43,24 @@ pub(super) fn signs(line: &str, stage: Option<Stage>) -> Vec<Sign> {
         let sign = table.sign(line);
         let sign = sign.or_else(|| table.sign(message?));
         signs.extend(sign.filter(|sign| match sign {
-            Sign::Failure(failure) => is_early || stage_of(*failure) >= Some(Stage::Kernel),
+            Sign::Failure(failure) => can_fail(*failure, stage),
             other => *other != Sign::Nothing,
         }));
     }
     signs
 }
 
-/// The stage that a failure on the console is of: its words are only words in a later one, if it is the
-/// firmware's or the loader's.
+/// Whether a failure can still come at `stage`: what firmware, loader and initramfs say of theirs are only
+/// words once the kernel or the root's init runs.
+fn can_fail(failure: Failure, stage: Option<Stage>) -> bool {
+    match stage_of(failure) {
+        Some(Stage::Firmware | Stage::Loader) => stage < Some(Stage::Kernel),
+        Some(Stage::Initramfs) => stage < Some(Stage::Userspace),
+        Some(Stage::Kernel | Stage::Userspace) | None => true,
+    }
+}
+
+/// The stage that a failure on the console is of.
 pub(super) fn stage_of(failure: Failure) -> Option<Stage> {
     match failure {
         Failure::SecurityViolation
@@ -223,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_firmware_and_loader_count_before_the_kernel_only() {
+    fn words_of_a_stage_count_as_its_failure_until_a_later_one_only() {
         let violation = "BdsDxe: failed to load Boot0001 \"x\" from y: Access Denied";
         let firmware = Sign::Stage(Stage::Firmware);
         let fails = Sign::Failure(Failure::SecurityViolation);
@@ -231,6 +240,9 @@ mod tests {
         check(violation, Some(Stage::Kernel), &[firmware]);
         check("grub> ls", None, &[Sign::Failure(Failure::BootLoader)]);
         check("grub> ls", Some(Stage::Userspace), &[]);
+        let shell = &[Sign::Failure(Failure::InitramfsShell)];
+        check("(initramfs)", Some(Stage::Initramfs), shell);
+        check("(initramfs)", Some(Stage::Userspace), &[]);
     }
 
     #[test]

@@ -315,6 +315,18 @@ pub(super) const FAILURES: &[Row] = &[
     (Fails(Failure::BootLoader), "EFI stub: ERROR: Unable *"),
     (
         Fails(Failure::IgnitionFailed),
+        "[FAILED] Failed to start *Ignition (*",
+    ),
+    (
+        Fails(Failure::IgnitionFailed),
+        "systemd[1]: Failed to start *Ignition (*",
+    ),
+    (
+        Fails(Failure::IgnitionFailed),
+        "[DEPEND] Dependency failed for *Ignition Complete*",
+    ),
+    (
+        Fails(Failure::IgnitionFailed),
         "ignition[*Ignition failed: *",
     ),
     (Fails(Failure::IgnitionFailed), "Ignition has failed. *"),

@@ -132,6 +132,11 @@ const CONSOLES: &[(&str, &str, &str)] = &[
         "emergency-mode: You are in rescue mode. After logging in, type \"journalctl -xb\" to view",
     ),
     (
+        "ignition-failed-amd64",
+        "initramfs",
+        "ignition-failed: [FAILED] Failed to start ignition-f…ce - Ignition (fetch-offline).",
+    ),
+    (
         "unsigned-amd64",
         "firmware",
         "security-violation: BdsDxe: failed to load Boot0001 \"UEFI Non-Block Boot Device\" from PciRoot(0x0)/Pci(0x1,0x0): Access Denied",
