@@ -19,12 +19,14 @@ use crate::oci::{Architecture, Reference};
 use crate::ops::build::ManifestRequest;
 use crate::ops::resolve::PullPolicy;
 
-use values::{age, cpus, credential, credential_file, hostname, network, reference, seconds, size};
+use values::{
+    age, bind, cpus, credential, credential_file, hostname, network, reference, seconds, size,
+};
 
 pub(super) use test::{Axis, PassArgs, TestArgs};
 #[cfg(test)]
 pub(super) use values::typed;
-pub(super) use values::{Credential, CredentialFile, NetworkWord, credential_name};
+pub(super) use values::{BindWord, Credential, CredentialFile, NetworkWord, credential_name};
 
 /// Turns an IronCore OCI image into a booted VM
 #[derive(Debug, Parser)]
@@ -167,6 +169,12 @@ pub(super) enum Verb {
         /// Forward a TCP port of this host's loopback to the guest
         #[arg(short, long, value_name = "HOST:GUEST")]
         publish: Vec<Forward>,
+        /// Directory that the guest may mount by virtiofs, as TAG [default: its own name]
+        #[arg(long, value_name = "HOST[:TAG]", value_parser = bind)]
+        bind: Vec<BindWord>,
+        /// The same, and the guest may only read
+        #[arg(long, value_name = "HOST[:TAG]", value_parser = bind)]
+        bind_ro: Vec<BindWord>,
         /// Do without a port and a key for `ironboot ssh`
         #[arg(long)]
         no_ssh: bool,

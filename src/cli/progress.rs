@@ -408,6 +408,9 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
             ))
         }
         Progress::Started(name) => verbose.then(|| format!("started {name}")),
+        Progress::Shared(tag) => Some(format!(
+            "a directory is shared; in the guest: mount -t virtiofs {tag} /mnt"
+        )),
         Progress::Attached => Some("Ctrl-] leaves the console, and the VM goes on".to_owned()),
         Progress::NoSshKey { reason } => {
             verbose.then(|| format!("no key for `ironboot ssh`: {reason}"))

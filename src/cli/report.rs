@@ -467,6 +467,10 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
         Error::NoProgram { program } => (
             Kind::Host,
             Some(match program.as_str() {
+                "virtiofsd" => {
+                    "install virtiofsd; on Debian 12 `apt-get install qemu-system-common` has it"
+                        .to_owned()
+                }
                 "qemu-system-aarch64" => "on Debian: `apt-get install qemu-system-arm`".to_owned(),
                 _ => "on Debian: `apt-get install qemu-system-x86`".to_owned(),
             }),
@@ -501,6 +505,10 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
             hint(
                 "pass --accel tcg if KVM is at fault; `ironboot doctor` shows what it is taken for",
             ),
+        ),
+        Error::Share { .. } => (
+            Kind::Host,
+            hint("without root it takes a virtiofsd of version 1 or later"),
         ),
         Error::Unsupported { hypervisor, .. } => (
             Kind::Hypervisor,

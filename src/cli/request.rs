@@ -4,11 +4,11 @@ use std::path::Path;
 
 use crate::boot::{BootOptions, CommandLine, FirmwareWish, MethodName};
 use crate::cli::args::{
-    AccelWord, ChoiceArgs, ImageArgs, MachineArgs, NetworkWord, UkiWord, credential_name,
+    AccelWord, BindWord, ChoiceArgs, ImageArgs, MachineArgs, NetworkWord, UkiWord, credential_name,
 };
 use crate::cli::environment;
 use crate::cli::report::{Kind, Report};
-use crate::domain::{Accelerator, DomainName, Forward, FwCfgName, Nic};
+use crate::domain::{Accelerator, Bind, DomainName, Forward, FwCfgName, Nic};
 use crate::files;
 use crate::image::select::Wanted;
 use crate::oci::{LayoutReference, Reference};
@@ -133,6 +133,7 @@ pub(super) fn instance_request(
             oem_strings: machine.smbios,
             is_observed: false,
             offers_ssh: false,
+            binds: Vec::new(),
             qemu_arguments: Vec::new(),
             ensure_console: false,
         },
@@ -196,6 +197,40 @@ fn read(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, Report> {
         ),
         content => content?.ok_or_else(|| Report::usage(format!("no such file: {shown}"))),
     }
+}
+
+/// The directories that the guest may mount, `read_write` and `read_only`.
+pub(super) fn binds(
+    read_write: Vec<BindWord>,
+    read_only: Vec<BindWord>,
+) -> Result<Vec<Bind>, Report> {
+    let all = read_write.into_iter().map(|bind| (bind, false));
+    let all = all.chain(read_only.into_iter().map(|bind| (bind, true)));
+    let mut binds: Vec<Bind> = Vec::new();
+    for (BindWord { directory, tag }, read_only) in all {
+        let shown = directory.display().to_string();
+        let directory = environment::absolute(&directory)
+            .map_err(|error| Report::usage(format!("no directory: {error}")))?;
+        if !directory.is_dir() {
+            return Err(Report::usage(format!("no such directory: {shown}")));
+        }
+        let named = || {
+            let name = directory.file_name()?.to_str()?;
+            name.parse().ok()
+        };
+        let tag = tag.or_else(named).ok_or_else(|| {
+            Report::usage(format!("say what the guest is to call it: {shown}:TAG"))
+        })?;
+        if binds.iter().any(|other| other.tag == tag) {
+            return Err(Report::usage(format!("two directories are called {tag}")));
+        }
+        binds.push(Bind {
+            directory,
+            tag,
+            read_only,
+        });
+    }
+    Ok(binds)
 }
 
 /// Adds forwarded ports to the machine's network card.

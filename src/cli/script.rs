@@ -11,19 +11,31 @@ use crate::stage::{OwnContent, OwnFile, esp_bytes};
 /// What a `run` would do, as shell commands that can be run by hand.
 ///
 /// What the guest is given stands in it as well, secrets not excepted.
-pub(super) fn script(spec: &DomainSpec, own: &[OwnFile], command: &[OsString]) -> String {
+/// `daemons` serve the VM on the sockets that they make.
+pub(super) fn script(
+    spec: &DomainSpec,
+    own: &[OwnFile],
+    daemons: &[(Vec<OsString>, String)],
+    command: &[OsString],
+) -> String {
     let directory = quoted(&spec.directory);
     let mut steps = vec![
         format!("mkdir -p -m 700 {directory}"),
         format!("cd {directory}"),
     ];
     steps.extend(own.iter().map(making));
-    let words: Vec<String> = command
-        .iter()
-        .map(|word| quote(&word.to_string_lossy()))
-        .collect();
-    steps.push(words.join(" "));
+    for (daemon, socket) in daemons {
+        steps.push(format!("rm -f {socket}"));
+        steps.push(format!("{{ {} & }}", quoted_words(daemon)));
+        steps.push(format!("until test -S {socket}; do sleep 0.1; done"));
+    }
+    steps.push(quoted_words(command));
     steps.join(" &&\n") + "\n"
+}
+
+fn quoted_words(command: &[OsString]) -> String {
+    let words = command.iter().map(|word| quote(&word.to_string_lossy()));
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// The shell commands that make a file.

@@ -10,7 +10,7 @@ use crate::cli::args::{ChoiceArgs, Cli, ImageArgs, PrintWord, ProgressWord, Verb
 use crate::cli::output::Planned;
 use crate::cli::progress::{Amount, Drawing, Form};
 use crate::cli::report::Report;
-use crate::cli::request::{forward, generated_name, image_request, instance_request};
+use crate::cli::request::{binds, forward, generated_name, image_request, instance_request};
 use crate::cli::terminal::{self, Left, Signals, Sink};
 use crate::cli::{
     Ended, doctor, environment, image_verbs, open_hypervisor, output, script, ssh, test, text,
@@ -124,6 +124,8 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             detach,
             persistent,
             publish,
+            bind,
+            bind_ro,
             no_ssh,
             dry_run,
             print,
@@ -134,6 +136,7 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
             request.ephemeral = !persistent && !detach;
             request.machine.ensure_console = true;
             request.machine.qemu_arguments = qemu_arguments;
+            request.machine.binds = binds(bind, bind_ro)?;
             forward(&mut request.machine, publish)?;
             let print = print.or(dry_run.then_some(PrintWord::Argv));
             // A domain has neither, so what `define` would make of the same has not.
@@ -356,6 +359,7 @@ async fn dry_run_of(
     }
     let (plan, spec, own) = prepare::describe(context, request, None).await?;
     let command = qemu::args::command(&spec, MonitorSocket::Named)?;
+    let daemons = qemu::virtiofs::commands(&spec).await?;
     let words: Vec<_> = command.iter().map(|word| word.to_string_lossy()).collect();
     let missing: u64 = plan
         .method
@@ -372,7 +376,7 @@ async fn dry_run_of(
     });
     let text = match form {
         PrintWord::Json => format!("{}\n", output::object(json.clone())),
-        PrintWord::Argv | PrintWord::Xml => script::script(&spec, &own, &command),
+        PrintWord::Argv | PrintWord::Xml => script::script(&spec, &own, &daemons, &command),
     };
     Ok(Ended::with(text, json))
 }
@@ -392,6 +396,9 @@ async fn run_image(
     };
     let record = running.prepared.record.clone();
     let spec = &record.spec;
+    for bind in &spec.binds {
+        (context.report)(Progress::Shared(bind.tag.clone()));
+    }
     if detach {
         run::leave(running)?;
         let json = output::instance(&record, Some("running"));

@@ -6,8 +6,8 @@
 mod words;
 
 pub use words::{
-    DomainName, FwCfgName, LinkName, MAX_DISK_BYTES, Memory, OemString, Serial, Uuid, WordError,
-    parse_disk_size, parse_size,
+    DomainName, FwCfgName, LinkName, MAX_DISK_BYTES, Memory, OemString, Serial, Tag, Uuid,
+    WordError, parse_disk_size, parse_size,
 };
 
 use std::num::{NonZeroU16, NonZeroU32};
@@ -51,6 +51,9 @@ pub struct DomainSpec {
     pub directory: PathBuf,
     /// What it was made from.
     pub provenance: Provenance,
+    /// Directories of the host that the guest may mount.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub binds: Vec<Bind>,
     /// Words for QEMU's command line that nobody here has judged; they come last.
     ///
     /// Not written where there are none: a VM of before them has the digest that it had.
@@ -273,6 +276,17 @@ pub struct Forward {
     pub host: Option<NonZeroU16>,
     /// Port in the guest.
     pub guest: NonZeroU16,
+}
+
+/// A directory of the host that the guest may mount, by virtiofs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bind {
+    /// The directory.
+    pub directory: PathBuf,
+    /// What the guest calls it.
+    pub tag: Tag,
+    /// Whether the guest may only read.
+    pub read_only: bool,
 }
 
 /// A file that the guest reads through QEMU's `fw_cfg` device.

@@ -41,6 +41,12 @@ pub struct OemString(String);
 #[serde(try_from = "String", into = "String")]
 pub struct LinkName(String);
 
+/// What a guest calls a directory of the host: 1 to 36 letters, digits, `-`, `_` and `.`, the first a
+/// letter or a digit. virtio has room for no more.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Tag(String);
+
 /// A UUID in its usual form of 36 characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -64,6 +70,9 @@ pub enum WordError {
     /// Not a network's or bridge's name.
     #[error("network name is not 1 to 50 letters, digits, `-`, `_` and `.`: {0}")]
     LinkName(String),
+    /// Not a tag of virtiofs.
+    #[error("tag is not 1 to 36 letters, digits, `-`, `_` and `.`: {0}")]
+    Tag(String),
     /// Not a UUID.
     #[error("not a UUID: {0}")]
     Uuid(String),
@@ -247,6 +256,9 @@ word!(OemString, OemString, |text| {
 });
 word!(LinkName, LinkName, |text| {
     is_word(text, 50, &['-', '_', '.']) && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+});
+word!(Tag, Tag, |text| {
+    is_word(text, 36, &['-', '_', '.']) && text.starts_with(|c: char| c.is_ascii_alphanumeric())
 });
 word!(Uuid, Uuid, |text| {
     text.len() == 36

@@ -402,6 +402,16 @@ pub enum HypervisorError {
         /// How long was waited.
         seconds: u64,
     },
+    /// A directory of the host can not be shared with the guest.
+    #[error("can not share {directory} with {domain}: {message}")]
+    Share {
+        /// The VM.
+        domain: DomainName,
+        /// The directory.
+        directory: PathBuf,
+        /// What the daemon that shares it said.
+        message: String,
+    },
     /// The hypervisor can not do what the spec asks.
     #[error("{hypervisor} can not give {domain} {what}")]
     Unsupported {

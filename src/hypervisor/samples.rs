@@ -4,8 +4,8 @@ use std::num::NonZeroU32;
 
 use crate::boot::CommandLine;
 use crate::domain::{
-    Accelerator, Backing, Boot, Disk, DiskBus, DiskFormat, DomainSpec, Firmware, FwCfg, Machine,
-    Nic, Provenance, Uefi, UefiImage, Uuid,
+    Accelerator, Backing, Bind, Boot, Disk, DiskBus, DiskFormat, DomainSpec, Firmware, FwCfg,
+    Machine, Nic, Provenance, Uefi, UefiImage, Uuid,
 };
 use crate::oci::Digest;
 
@@ -30,6 +30,7 @@ pub(crate) fn all() -> Vec<(&'static str, DomainSpec)> {
         ("network", on(Nic::Network("default".parse().unwrap()))),
         ("nothing-boots", nothing_boots()),
         ("nvme", nvme()),
+        ("bind", with_binds()),
         ("observed-amd64", observed(Amd64)),
         ("observed-arm64", observed(Arm64)),
         ("secure-boot-amd64", booted_by(Amd64, secure())),
@@ -40,6 +41,18 @@ pub(crate) fn all() -> Vec<(&'static str, DomainSpec)> {
         ("uki-arm64", uki(Arm64)),
         ("uki-told", uki_told()),
     ]
+}
+
+fn with_binds() -> DomainSpec {
+    let bind = |directory: &str, tag: &str, read_only| Bind {
+        directory: directory.into(),
+        tag: tag.parse().unwrap(),
+        read_only,
+    };
+    DomainSpec {
+        binds: vec![bind("/srv/a", "a", false), bind("/srv/b,c", "b-c", true)],
+        ..direct(Machine::Amd64)
+    }
 }
 
 fn observed(machine: Machine) -> DomainSpec {
@@ -101,6 +114,7 @@ pub(crate) fn direct(machine: Machine) -> DomainSpec {
             manifest_digest: Digest::of(b"manifest"),
             method: "direct".into(),
         },
+        binds: Vec::new(),
         qemu_arguments: Vec::new(),
     }
 }

@@ -73,6 +73,8 @@ fn opened(spec: &DomainSpec) -> Vec<Opened<'_>> {
         is_observed: _,
         directory: _,
         provenance: _,
+        // By a daemon that is whoever runs it.
+        binds: _,
         // Nobody here knows what they name.
         qemu_arguments: _,
     } = spec;

@@ -5,7 +5,8 @@ use std::num::NonZeroU32;
 
 use crate::boot::{BootPlan, Rejected};
 use crate::domain::{
-    Accelerator, DomainName, DomainSpec, Forward, Machine, Memory, Nic, OemString, Provenance, Uuid,
+    Accelerator, Bind, DomainName, DomainSpec, Forward, Machine, Memory, Nic, OemString,
+    Provenance, Uuid,
 };
 use crate::files::{FileError, Wait};
 use crate::firmware::FirmwareChoice;
@@ -46,6 +47,8 @@ pub struct MachineRequest {
     /// Whether a port of the host's leads to the guest's SSH server, and the guest is offered the
     /// store's key; it takes QEMU's own network.
     pub offers_ssh: bool,
+    /// Directories of the host that the guest may mount.
+    pub binds: Vec<Bind>,
     /// Words for QEMU's command line, as they are.
     pub qemu_arguments: Vec<String>,
     /// Whether a command line without `console=` gets one for the serial port.
@@ -336,6 +339,7 @@ fn specify(
             manifest_digest: image.manifest_digest,
             method: plan.method.name().to_string(),
         },
+        binds: request.machine.binds.clone(),
         qemu_arguments: request.machine.qemu_arguments.clone(),
     };
     Ok((spec, own))
@@ -404,6 +408,7 @@ fn difference(present: &Record, wanted: &Record) -> Option<&'static str> {
             was.oem_strings != is.oem_strings,
             "its guest is given other SMBIOS strings",
         ),
+        (was.binds != is.binds, "it shares other directories"),
         (
             was.qemu_arguments != is.qemu_arguments,
             "QEMU is given other arguments",

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::boot::{CommandLine, MethodName};
-use crate::domain::DomainName;
+use crate::domain::{DomainName, Tag};
 use crate::expect::Stage;
 use crate::host::AcceleratorChoice;
 use crate::oci::{Digest, Reference};
@@ -122,6 +122,8 @@ pub enum Progress {
     },
     /// A VM was started.
     Started(DomainName),
+    /// A directory of the host is there for the guest to mount by virtiofs, as this.
+    Shared(Tag),
     /// The console is in a terminal, which keeps one key for itself.
     Attached,
     /// There is no key by which a guest could let its user in.

@@ -323,6 +323,17 @@ fn verbs_that_lack_something_are_refused() {
         [exit status: 2]
         "#,
     );
+    for (words, expected) in [
+        ("/none:x", "no such directory: /none"),
+        ("/", "say what the guest is to call it: /:TAG"),
+        ("/tmp --bind-ro /usr:tmp", "two directories are called tmp"),
+    ] {
+        let sandbox = Sandbox::new();
+        let line = format!("run oci:none --dry-run --bind {words}");
+        let error = sandbox.run(line).text().to_owned();
+        assert!(error.contains(&format!("error: {expected}\n")), "{error}");
+        assert!(error.contains("[exit status: 2]"), "{error}");
+    }
     refused(
         "run oci:none --dry-run --network none --publish",
         "1:2",

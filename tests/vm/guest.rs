@@ -149,6 +149,7 @@ impl Vm {
                 manifest_digest: Digest::of(b"guest"),
                 method: "direct".into(),
             },
+            binds: Vec::new(),
             qemu_arguments: Vec::new(),
         };
         Self {

@@ -11,6 +11,7 @@
 //! | `accelerator` | KVM that is tried, watched and given up                               |
 //! | `instances` | VMs with a name: console, logs, start, stop, what stays on their disks  |
 //! | `ssh`       | guests that let their user in, and those that do not                    |
+//! | `binds`     | directories of the host that a guest mounts                             |
 //! | `kills`     | signals and kills at any moment, and what is left of a `run` after them |
 //! | `failures`  | QEMUs that do not start                                                 |
 //! | `health`    | VMs that were started and do not run                                    |
@@ -37,6 +38,7 @@ mod accelerator;
 mod instances;
 mod kills;
 mod ssh;
+mod binds;
 mod failures;
 mod health;
 mod verdicts;

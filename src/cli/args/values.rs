@@ -5,7 +5,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::domain::{FwCfgName, LinkName, parse_size};
+use crate::domain::{FwCfgName, LinkName, Tag, parse_size};
 use crate::oci::{Reference, ReferenceError};
 
 /// What the network card is connected to.
@@ -15,6 +15,13 @@ pub(in crate::cli) enum NetworkWord {
     User,
     Libvirt(LinkName),
     Bridge(LinkName),
+}
+
+/// A directory that the guest may mount, and what it calls it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::cli) struct BindWord {
+    pub directory: PathBuf,
+    pub tag: Option<Tag>,
 }
 
 /// A credential for the guest's systemd.
@@ -191,6 +198,22 @@ pub(in crate::cli) fn hostname(text: &str) -> Result<String, String> {
     Err("not at most 64 letters, digits, hyphens and dots".to_owned())
 }
 
+/// Parses `HOST` or `HOST:TAG`; a colon that has a slash after it is the path's.
+pub(in crate::cli) fn bind(text: &str) -> Result<BindWord, String> {
+    let (directory, tag) = match text.rsplit_once(':') {
+        Some((directory, tag)) if !tag.contains('/') => (directory, Some(tag)),
+        _ => (text, None),
+    };
+    if directory.is_empty() {
+        return Err("not HOST or HOST:TAG".to_owned());
+    }
+    let tag = tag.map(|tag| tag.parse::<Tag>().map_err(|error| error.to_string()));
+    Ok(BindWord {
+        directory: directory.into(),
+        tag: tag.transpose()?,
+    })
+}
+
 pub(in crate::cli) fn network(text: &str) -> Result<NetworkWord, String> {
     let name = |name: &str| name.parse::<LinkName>().map_err(|error| error.to_string());
     match text.split_once('=') {
@@ -272,6 +295,25 @@ mod tests {
         }
         for text in ["\\", "\\q", "\\x1", "\\x+1", "a\\cb"] {
             assert!(typed(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn directories_are_read_with_what_the_guest_calls_them() {
+        let word = |directory: &str, tag: Option<&str>| BindWord {
+            directory: directory.into(),
+            tag: tag.map(|tag| tag.parse().unwrap()),
+        };
+        for (text, expected) in [
+            (".", word(".", None)),
+            ("/srv/a:src", word("/srv/a", Some("src"))),
+            ("/srv/a:b/c", word("/srv/a:b/c", None)),
+            ("/srv/a:b:c", word("/srv/a:b", Some("c"))),
+        ] {
+            assert_eq!(bind(text), Ok(expected));
+        }
+        for text in ["", ":tag", "/srv/a:", "/srv/a:b c", "/srv/a:b,c"] {
+            assert!(bind(text).is_err(), "{text}");
         }
     }
 

@@ -201,6 +201,7 @@ fn spec() -> BoxedStrategy<DomainSpec> {
                         reference,
                         method,
                     },
+                    binds: Vec::new(),
                     qemu_arguments: Vec::new(),
                 }
             },

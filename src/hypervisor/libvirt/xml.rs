@@ -40,8 +40,13 @@ pub(super) fn domain(spec: &DomainSpec, runs_as: RunsAs) -> Result<Element, Hype
         oem_strings: strings,
         is_observed,
         provenance,
+        binds,
         qemu_arguments,
     } = spec;
+    if !binds.is_empty() {
+        let what = "directories of this host";
+        return Err(HypervisorError::unsupported("libvirt", spec, what));
+    }
     if *is_observed {
         let what = "ports that are observed";
         return Err(HypervisorError::unsupported("libvirt", spec, what));
@@ -325,6 +330,9 @@ mod tests {
         };
         check("nvme", |_| {}, QEMU, "an NVMe disk");
         check("observed-amd64", |_| {}, QEMU, "ports that are observed");
+        check("bind", |_| {}, QEMU, "directories of this host");
+        let own = |spec: &mut DomainSpec| spec.qemu_arguments = vec!["-S".to_owned()];
+        check("direct-amd64", own, QEMU, "arguments of QEMU's own");
         check(
             "disk-arm64",
             |spec| spec.boot = Boot::Disk(Firmware::Bios),
@@ -412,7 +420,7 @@ mod tests {
         samples::all()
             .into_iter()
             // The one that libvirt has not.
-            .filter(|(name, _)| *name != "nvme" && !name.starts_with("observed"))
+            .filter(|(name, _)| !["nvme", "bind"].contains(name) && !name.starts_with("observed"))
             .map(|(name, spec)| (name, spec, runs_as(name)))
             .collect()
     }

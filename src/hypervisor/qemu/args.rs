@@ -59,6 +59,7 @@ pub fn command(
         is_observed,
         directory: _,
         provenance: _,
+        binds,
         qemu_arguments,
     } = spec;
     let mut args = Arguments::of(program(*machine));
@@ -70,7 +71,19 @@ pub fn command(
         args.add("-sandbox", sandbox);
     }
     args.add("-display", "none");
-    args.add("-machine", machine_options(*machine, *accelerator, boot));
+    let mut board = machine_options(*machine, *accelerator, boot);
+    if !binds.is_empty() {
+        // What serves a directory reads and writes the guest's memory.
+        let memory = json!({
+            "qom-type": "memory-backend-memfd",
+            "id": "memory",
+            "size": memory.mib() << 20,
+            "share": true,
+        });
+        args.add("-object", memory.to_string());
+        board = board.with("memory-backend", "memory");
+    }
+    args.add("-machine", board);
     args.add("-accel", accelerator_options(*accelerator));
     args.add("-cpu", cpu(*machine, *accelerator));
     args.add("-smp", cpus.to_string());
@@ -115,6 +128,7 @@ pub fn command(
     if *is_observed {
         devices::observers(&mut args, spec)?;
     }
+    devices::binds(&mut args, binds);
     // Last, as the later of two words is the one that counts for much of what QEMU takes.
     for argument in qemu_arguments {
         args.flag(argument);

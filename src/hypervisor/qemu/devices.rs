@@ -5,8 +5,11 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::domain::{Disk, DiskBus, DiskFormat, DomainSpec, Forward, Machine, NOTICE_PORT, Nic};
+use crate::domain::{
+    Bind, Disk, DiskBus, DiskFormat, DomainSpec, Forward, Machine, NOTICE_PORT, Nic,
+};
 use crate::hypervisor::qemu::options::{Arguments, Options, text};
+use crate::hypervisor::qemu::virtiofs;
 use crate::hypervisor::{HypervisorError, mac_address};
 
 /// Name of the controller that CD drives are on.
@@ -99,6 +102,25 @@ fn device(name: &str, disk: &Disk) -> Value {
         device["bootindex"] = json!(1);
     }
     device
+}
+
+/// Adds the directories that the guest may mount, each served by a daemon on a socket.
+pub(super) fn binds(args: &mut Arguments, binds: &[Bind]) {
+    for (number, bind) in binds.iter().enumerate() {
+        let Bind {
+            // In the daemon.
+            directory: _,
+            tag,
+            read_only: _,
+        } = bind;
+        let name = format!("bind-{number}");
+        let socket = Options::new("socket")
+            .with("id", &name)
+            .with("path", &virtiofs::socket(number));
+        args.add("-chardev", socket);
+        let device = json!({"driver": "vhost-user-fs-pci", "chardev": name, "tag": tag.as_str()});
+        args.add("-device", device.to_string());
+    }
 }
 
 /// Adds the network card, if the VM has one, and what it is connected to.

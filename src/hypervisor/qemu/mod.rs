@@ -6,6 +6,7 @@
 //!             console.log  what the guest printed
 //!             qmp.sock     QEMU's monitor, a socket that it inherits
 //!             qemu.pid     QEMU's process id
+//!             bind-N.…     directories that are shared with the guest ([`virtiofs`])
 //! ```
 //!
 //! Whether a VM runs is told by the lock on `qemu.log`: the descriptor is inherited by QEMU, so the
@@ -21,6 +22,7 @@ mod options;
 pub mod orphan;
 mod qmp;
 pub mod version;
+pub mod virtiofs;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -97,15 +99,10 @@ impl Hypervisor for Qemu {
         let log_path = directory.join("qemu.log");
         let log = lock(&log_path, &spec.name).await?;
         log.file().set_len(0).map_err(of_file(&log_path))?;
-        let mut child = spawn(spec, &log)?;
-        // From here on the lock is the child's: it keeps the descriptor as its standard error.
-        drop(log);
-        match wait_for_monitor(spec, &mut child).await {
+        let daemons = virtiofs::share(spec).await?;
+        match spawn_and_wait(spec, log).await {
             Ok(()) => Ok(()),
-            Err(error) => {
-                child.kill().await.map_err(of_file(directory))?;
-                Err(error)
-            }
+            Err(error) => Err(daemons.end(error).await),
         }
     }
 
@@ -282,6 +279,20 @@ async fn ends_within(directory: &Path, timeout: Duration) -> Result<bool, Hyperv
         sleep(POLL).await;
     }
     Ok(true)
+}
+
+/// Starts QEMU and waits until it runs; it does not if this fails.
+async fn spawn_and_wait(spec: &DomainSpec, log: Lock) -> Result<(), HypervisorError> {
+    let mut child = spawn(spec, &log)?;
+    // From here on the lock is the child's: it keeps the descriptor as its standard error.
+    drop(log);
+    match wait_for_monitor(spec, &mut child).await {
+        Ok(()) => Ok(()),
+        Err(error) => {
+            child.kill().await.map_err(of_file(&spec.directory))?;
+            Err(error)
+        }
+    }
 }
 
 /// Starts QEMU, whose standard error is the locked log.

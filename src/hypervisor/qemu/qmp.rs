@@ -27,11 +27,16 @@ const MAX_ANSWER_BYTES: u64 = 1 << 20;
 
 /// Makes the socket of a monitor for QEMU to inherit; another in its place is gone.
 pub(super) fn listen(directory: &Path) -> Result<UnixListener, HypervisorError> {
+    listen_at(directory, args::MONITOR)
+}
+
+/// Makes a socket of this name, which nothing else has.
+pub(super) fn listen_at(directory: &Path, name: &str) -> Result<UnixListener, HypervisorError> {
     let failed = |source| HypervisorError::Io {
-        path: directory.join(args::MONITOR),
+        path: directory.join(name),
         source,
     };
-    let (_open, path) = path_in(directory).map_err(failed)?;
+    let (_open, path) = path_in(directory, name).map_err(failed)?;
     let listen = || {
         let listener = UnixListener::bind(&path)?;
         fs::set_permissions(&path, Permissions::from_mode(0o600))?;
@@ -40,11 +45,11 @@ pub(super) fn listen(directory: &Path) -> Result<UnixListener, HypervisorError> 
     listen().map_err(failed)
 }
 
-/// The monitor's path by way of the directory's descriptor, for as long as that is open: a socket's
+/// A socket's path by way of the directory's descriptor, for as long as that is open: a socket's
 /// own path may have 107 bytes only.
-fn path_in(directory: &Path) -> io::Result<(File, String)> {
+fn path_in(directory: &Path, name: &str) -> io::Result<(File, String)> {
     let directory = File::open(directory)?;
-    let path = format!("/proc/self/fd/{}/{}", directory.as_raw_fd(), args::MONITOR);
+    let path = format!("/proc/self/fd/{}/{name}", directory.as_raw_fd());
     Ok((directory, path))
 }
 
@@ -96,7 +101,7 @@ pub(super) fn unanswered(spec: &DomainSpec, patience: Duration) -> HypervisorErr
 }
 
 pub(super) async fn connect(directory: &Path) -> io::Result<UnixStream> {
-    let (_open, path) = path_in(directory)?;
+    let (_open, path) = path_in(directory, args::MONITOR)?;
     UnixStream::connect(path).await
 }
 
