@@ -3,6 +3,8 @@
 // In a help text, brackets mean what may be left out.
 #![allow(rustdoc::broken_intra_doc_links)]
 
+mod image;
+mod itself;
 mod test;
 mod values;
 
@@ -16,13 +18,12 @@ use crate::boot::{CommandLine, FirmwareWish, MethodName, UkiStartName};
 use crate::domain::{DomainName, Forward, Memory, OemString, parse_disk_size};
 use crate::image::Variant;
 use crate::oci::{Architecture, Reference};
-use crate::ops::build::ManifestRequest;
 use crate::ops::resolve::PullPolicy;
 
-use values::{
-    age, bind, cpus, credential, credential_file, hostname, network, reference, seconds, size,
-};
+use values::{bind, cpus, credential, credential_file, hostname, network, reference, seconds};
 
+pub(super) use image::ImageVerb;
+pub(super) use itself::ItselfVerb;
 pub(super) use test::{Axis, PassArgs, TestArgs};
 #[cfg(test)]
 pub(super) use values::typed;
@@ -32,9 +33,10 @@ pub(super) use values::{BindWord, Credential, CredentialFile, NetworkWord, crede
 #[derive(Debug, Parser)]
 #[command(
     version,
+    disable_help_flag = true,
     disable_help_subcommand = false,
     propagate_version = false,
-    max_term_width = 100,
+    max_term_width = 80,
     subcommand_required = true,
     arg_required_else_help = true
 )]
@@ -48,9 +50,17 @@ pub(super) struct Cli {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub(super) struct Global {
-    /// Directory of images and instances [default: /var/lib/ironboot for root, else
-    /// $XDG_DATA_HOME/ironboot]
-    #[arg(long, global = true, value_name = "DIR", env = "IRONBOOT_STORE")]
+    /// Directory of images and instances
+    ///
+    /// Where none is named it is /var/lib/ironboot for root, else $XDG_DATA_HOME/ironboot, which is
+    /// ~/.local/share/ironboot if that is not set.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "IRONBOOT_STORE",
+        hide_env_values = true
+    )]
     pub store: Option<PathBuf>,
     /// Print one JSON object instead of text
     #[arg(long, global = true)]
@@ -66,31 +76,58 @@ pub(super) struct Global {
         long,
         global = true,
         value_enum,
+        hide_short_help = true,
         value_name = "FORM",
         default_value_t = ProgressWord::Auto
     )]
     pub progress: ProgressWord,
     /// File with credentials for registries, as podman and docker write it
-    #[arg(long, global = true, value_name = "FILE", env = "REGISTRY_AUTH_FILE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "REGISTRY_AUTH_FILE",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
     pub authfile: Option<PathBuf>,
-    /// Directory with a directory for each registry, which has the registry's mirrors and
-    /// certificates in a hosts.toml as containerd's have [default: the first of
-    /// $XDG_CONFIG_HOME/ironboot/certs.d, /etc/ironboot/certs.d and /etc/containerd/certs.d that has
-    /// one for the registry]
-    #[arg(long, global = true, value_name = "DIR", env = "IRONBOOT_HOSTS_DIR")]
+    /// Directory that tells of each registry's mirrors and certificates
+    ///
+    /// It has a directory for each registry with a hosts.toml, as containerd's has. Where none is
+    /// named it is the first of $XDG_CONFIG_HOME/ironboot/certs.d, /etc/ironboot/certs.d and
+    /// /etc/containerd/certs.d that has one for the registry.
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "IRONBOOT_HOSTS_DIR",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
     pub hosts_dir: Option<PathBuf>,
-    /// Directory with certificates for the registry, as podman takes it: *.crt of who may vouch for
-    /// it, *.cert and *.key of who we are
-    #[arg(long, global = true, value_name = "DIR")]
+    /// Directory with certificates for the registry, as podman takes it
+    ///
+    /// *.crt are of who may vouch for the registry, *.cert and *.key of who we are.
+    #[arg(long, global = true, value_name = "DIR", hide_short_help = true)]
     pub cert_dir: Option<PathBuf>,
-    /// Which images are let in: a policy of signatures, as podman and skopeo read it [default: the
-    /// first of /etc/ironboot/policy.json and /etc/containers/policy.json that is there]
-    #[arg(long, global = true, value_name = "FILE", env = "IRONBOOT_POLICY")]
+    /// Which images are let in: a policy of signatures
+    ///
+    /// Its form is that of containers-policy.json(5). Where none is named it is the first of
+    /// /etc/ironboot/policy.json and /etc/containers/policy.json that is there.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "IRONBOOT_POLICY",
+        hide_env_values = true,
+        hide_short_help = true
+    )]
     pub policy: Option<PathBuf>,
     /// Check certificates and refuse plain HTTP; loopback may always be plain
     #[arg(
         long,
         global = true,
+        hide_short_help = true,
         value_name = "BOOL",
         default_value_t = true,
         num_args = 0..=1,
@@ -99,16 +136,25 @@ pub(super) struct Global {
         action = clap::ArgAction::Set
     )]
     pub tls_verify: bool,
+    /// Print help: -h in short, --help with examples
+    #[arg(short, long, global = true, action = clap::ArgAction::Help)]
+    pub help: Option<bool>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Verb {
     /// Show what would boot and why; reads manifests only
+    ///
+    /// Tells which image of an index is chosen, how it would boot, what would be fetched for that, and
+    /// for each other boot method why it was not taken.
     Plan {
         #[command(flatten)]
         image: ImageArgs,
     },
     /// Pull what an image needs to boot into the store
+    ///
+    /// Prints the digest of each image's manifest. Everything is verified by its digest as it is
+    /// written; what a killed pull has left is taken up again. What is here is not fetched again.
     Pull {
         /// Images, as HOST[:PORT]/REPOSITORY[:TAG][@DIGEST], oci:DIR[:NAME] or
         /// oci-archive:FILE[:NAME]
@@ -120,7 +166,9 @@ pub(super) enum Verb {
         #[arg(long)]
         all: bool,
     },
-    /// Pull an image and make the files of a VM for another program; prints their paths
+    /// Make the files of a VM for another program, and print their paths
+    ///
+    /// The image is pulled first. Whoever calls this runs the VM; its disk is an overlay of its own.
     Prepare {
         #[command(flatten)]
         image: ImageArgs,
@@ -131,6 +179,9 @@ pub(super) enum Verb {
         name: DomainName,
     },
     /// Define a persistent libvirt domain
+    ///
+    /// The image is pulled first; the domain's disk is an overlay of its own. The same again changes
+    /// nothing, and something else under the same name is refused without --replace.
     Define {
         #[command(flatten)]
         image: ImageArgs,
@@ -152,6 +203,9 @@ pub(super) enum Verb {
         dry_run: bool,
     },
     /// Boot an image now, with its console in this terminal
+    ///
+    /// The image is pulled first. Ctrl-] leaves the console, and the VM goes on until `rm`; otherwise
+    /// it ends with this command, and its disk with it, unless --persistent keeps it under a name.
     Run {
         #[command(flatten)]
         image: ImageArgs,
@@ -160,7 +214,7 @@ pub(super) enum Verb {
         /// Name of the VM [default: run- and some letters]
         #[arg(short, long)]
         name: Option<DomainName>,
-        /// Leave it running in the background, and keep it and its disk until `rm`
+        /// Run it in the background, and keep it until `rm`
         #[arg(short, long)]
         detach: bool,
         /// Keep the VM and its disk when it has stopped; needs --name
@@ -245,7 +299,7 @@ pub(super) enum Verb {
         /// Its name
         name: DomainName,
     },
-    /// Print what an instance has printed on its console since its last start
+    /// Print what an instance's console has shown since its last start
     Logs {
         /// Its name
         name: DomainName,
@@ -254,75 +308,16 @@ pub(super) enum Verb {
         follow: bool,
     },
     /// Show what this host can run, what it lacks, and how to mend it
+    ///
+    /// Each line is ok, warn or fail, and where it is not ok a command that mends it comes after. The
+    /// exit status is 0 if this host can boot something, and 69 if it can not.
     Doctor,
-    /// Work with images
+    /// Work with images: list, inspect, rm, prune, verify, build, push
     #[command(subcommand)]
     Image(ImageVerb),
-}
-
-#[derive(Debug, Subcommand)]
-pub(super) enum ImageVerb {
-    /// List the images in the store
-    #[command(visible_alias = "ls")]
-    List,
-    /// Show everything that an image says of itself
-    Inspect {
-        /// The image
-        #[arg(value_parser = reference)]
-        image: Reference,
-    },
-    /// Remove images from the store
-    Rm {
-        /// The images
-        #[arg(required = true, value_name = "IMAGE", value_parser = reference)]
-        images: Vec<Reference>,
-    },
-    /// Remove what nobody needs: blobs that nothing names, and what killed processes have left
-    Prune {
-        /// Forget the images, too, that were not used for so long, as in 30d or 12h; those that
-        /// an instance or a libvirt domain needs stay
-        #[arg(long, value_name = "AGE", value_parser = age)]
-        older_than: Option<Duration>,
-        /// Forget the least recently used images, until the blobs take no more of the disk, as in
-        /// 20G; those that an instance or a libvirt domain needs stay
-        #[arg(long, value_name = "SIZE", value_parser = size)]
-        keep_bytes: Option<u64>,
-        /// Print the same, and touch nothing
-        #[arg(long)]
-        dry_run: bool,
-    },
-    /// Hash everything in the store again, and look whether it is what it should be
-    Verify {
-        /// Images, to look at their blobs only [default: everything in the store]
-        #[arg(value_name = "IMAGE", value_parser = reference)]
-        images: Vec<Reference>,
-        /// Mend what is not: fetch blobs again, or copy them, and write records anew
-        #[arg(long)]
-        repair: bool,
-    },
-    /// Make an image from files, in an OCI layout directory
-    Build {
-        /// Where to write it, as oci:DIR:NAME
-        #[arg(short, long, value_name = "oci:DIR:NAME", value_parser = reference)]
-        output: Reference,
-        /// One manifest: arch=A,variant=V and any of disk=, kernel=, initramfs=, squashfs=,
-        /// cmdline=, uki=, iso= with a file; repeat for each architecture and variant
-        #[arg(short, long = "manifest", required = true, value_name = "KEY=VALUE,…")]
-        manifests: Vec<ManifestRequest>,
-        /// Write the form that ironcore-image reads: the disk as rootfs, the command line in the
-        /// config
-        #[arg(long)]
-        compat: bool,
-    },
-    /// Copy an image from the store or an OCI layout directory to a registry
-    Push {
-        /// The image, whole: oci:DIR[:NAME], oci-archive:FILE[:NAME], or what was pulled with --all
-        #[arg(value_parser = reference)]
-        image: Reference,
-        /// Where to, as HOST[:PORT]/REPOSITORY[:TAG]
-        #[arg(value_parser = reference)]
-        destination: Reference,
-    },
+    /// What the program tells of itself.
+    #[command(flatten)]
+    Itself(ItselfVerb),
 }
 
 #[derive(Debug, Args)]
@@ -345,7 +340,7 @@ pub(super) struct ChoiceArgs {
     #[arg(long, default_value = "virtualization")]
     pub variant: Variant,
     /// Boot method
-    #[arg(long, value_enum, default_value_t = BootWord::Auto, hide_possible_values = false)]
+    #[arg(long, value_enum, default_value_t = BootWord::Auto)]
     pub boot: BootWord,
     /// Kernel command line instead of the image's
     #[arg(long, value_name = "WORDS")]
@@ -353,8 +348,10 @@ pub(super) struct ChoiceArgs {
     /// Words to add to the kernel command line
     #[arg(long, value_name = "WORDS")]
     pub append: Vec<CommandLine>,
-    /// Firmware: auto, uefi, uefi-secure (Secure Boot with enrolled keys), bios, or a path of a
-    /// firmware or descriptor file
+    /// Firmware: auto, uefi, uefi-secure, bios, or a path
+    ///
+    /// uefi-secure is Secure Boot with enrolled keys; a path is that of a firmware or of a descriptor
+    /// file.
     #[arg(
         long,
         default_value = "auto",
@@ -363,9 +360,9 @@ pub(super) struct ChoiceArgs {
     )]
     pub firmware: FirmwareWish,
     /// How a unified kernel image is started
-    #[arg(long, value_enum, value_name = "HOW")]
+    #[arg(long, hide_short_help = true, value_enum, value_name = "HOW")]
     pub uki: Option<UkiWord>,
-    /// When the place that has the image is asked for it
+    /// When the registry is asked for the image
     #[arg(long, value_enum, default_value_t = PullWord::Always, value_name = "WHEN")]
     pub pull: PullWord,
 }
@@ -389,10 +386,15 @@ pub(super) struct MachineArgs {
     #[arg(long, value_name = "ID:VALUE", value_parser = credential)]
     pub set_credential: Vec<Credential>,
     /// Credential for the guest's systemd, from a file
-    #[arg(long, value_name = "ID:FILE", value_parser = credential_file)]
+    #[arg(
+        long,
+        hide_short_help = true,
+        value_name = "ID:FILE",
+        value_parser = credential_file
+    )]
     pub load_credential: Vec<CredentialFile>,
     /// String for the guest's SMBIOS tables (type 11)
-    #[arg(long, value_name = "STRING")]
+    #[arg(long, hide_short_help = true, value_name = "STRING")]
     pub smbios: Vec<OemString>,
     /// The guest's host name, for systemd
     #[arg(long, value_name = "NAME", value_parser = hostname)]
@@ -400,8 +402,9 @@ pub(super) struct MachineArgs {
     /// What runs the guest's instructions
     #[arg(long, value_enum, default_value_t = AccelWord::Auto)]
     pub accel: AccelWord,
-    /// Network card: none, user (QEMU's own network, behind this host's), network=NAME (of
-    /// libvirt's) or bridge=NAME (of this host's)
+    /// Network card: user, none, bridge=NAME or network=NAME
+    ///
+    /// user is QEMU's own network, behind this host's; a bridge is this host's, a network libvirt's.
     #[arg(long, default_value = "user", value_name = "NETWORK", value_parser = network)]
     pub network: NetworkWord,
 }
@@ -409,7 +412,13 @@ pub(super) struct MachineArgs {
 #[derive(Debug, Args)]
 pub(super) struct ConnectArgs {
     /// libvirt to connect to [default: qemu:///system for root, else qemu:///session]
-    #[arg(short, long, value_name = "URI", env = "LIBVIRT_DEFAULT_URI")]
+    #[arg(
+        short,
+        long,
+        value_name = "URI",
+        env = "LIBVIRT_DEFAULT_URI",
+        hide_env_values = true
+    )]
     pub connect: Option<String>,
 }
 

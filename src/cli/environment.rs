@@ -13,8 +13,8 @@ use crate::source::{
 };
 
 /// The store's directory, absolute.
-pub(super) fn store(global: &Global) -> io::Result<PathBuf> {
-    match &global.store {
+pub(super) fn store(named: Option<&Path>) -> io::Result<PathBuf> {
+    match named {
         Some(directory) => std::path::absolute(directory),
         None if is_root() => Ok(PathBuf::from("/var/lib/ironboot")),
         None => Ok(home_directory("XDG_DATA_HOME", ".local/share")?.join("ironboot")),

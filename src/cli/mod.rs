@@ -1,11 +1,15 @@
 //! The program: argv, environment, default paths, standard streams, exit codes. Nothing else
 //! touches these.
 //!
-//! `run` parses (args), looks up (environment), makes requests of it (request), dispatches (verbs,
-//! image_verbs, doctor, test) and reports (report); what a person sees is made in text, progress and terminal,
+//! `run` parses (args, help), looks up (environment), makes requests of it (request), dispatches (verbs,
+//! image_verbs, doctor, test, man) and reports (report); what a person sees is made in text, progress
+//! and terminal,
 //! what a program sees in output.
 
 mod args;
+mod help;
+mod manual;
+mod man;
 mod environment;
 mod request;
 mod verbs;
@@ -25,12 +29,10 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::Parser;
 use clap::error::ErrorKind;
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::cli::args::Cli;
 use crate::cli::report::Report;
 use crate::hypervisor::qemu::{self, Qemu};
 use crate::hypervisor::{Hypervisor, HypervisorError};
@@ -105,7 +107,7 @@ impl Ended {
 #[must_use]
 pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let arguments: Vec<OsString> = arguments.collect();
-    let cli = match Cli::try_parse_from(&arguments) {
+    let cli = match help::parse(&arguments) {
         Ok(cli) => cli,
         Err(error) => return usage(&error, arguments.iter().any(|word| word == "--json")),
     };

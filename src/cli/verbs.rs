@@ -6,14 +6,14 @@ use std::sync::Arc;
 use futures_util::stream::{self, StreamExt};
 use serde_json::json;
 
-use crate::cli::args::{ChoiceArgs, Cli, ImageArgs, PrintWord, ProgressWord, Verb};
+use crate::cli::args::{ChoiceArgs, Cli, ImageArgs, ItselfVerb, PrintWord, ProgressWord, Verb};
 use crate::cli::output::Planned;
 use crate::cli::progress::{Amount, Drawing, Form};
 use crate::cli::report::Report;
 use crate::cli::request::{binds, forward, generated_name, image_request, instance_request};
 use crate::cli::terminal::{self, Left, Signals, Sink};
 use crate::cli::{
-    Ended, doctor, environment, image_verbs, open_hypervisor, output, script, ssh, test, text,
+    Ended, doctor, environment, image_verbs, man, open_hypervisor, output, script, ssh, test, text,
 };
 use crate::domain::{DomainName, DomainSpec, Machine};
 use crate::host::Host;
@@ -36,6 +36,9 @@ const PULLS_AT_ONCE: usize = 4;
 /// Executes what was typed.
 pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
     let global = cli.global;
+    if let Verb::Itself(verb) = cli.verb {
+        return itself(verb);
+    }
     let amount = match (global.quiet, global.verbose) {
         (true, _) => Amount::Quiet,
         (false, true) => Amount::Verbose,
@@ -48,7 +51,7 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
     };
     let drawing = Arc::new(Drawing::new(amount, form));
     let report = |event| drawing.show(event);
-    let root = environment::store(&global)
+    let root = environment::store(global.store.as_deref())
         .map_err(|error| Report::usage(format!("pass --store DIR: {error}")))?;
     if let Some(file) = global.authfile.as_ref().filter(|file| !file.exists()) {
         return Err(Report::usage(format!("no such file: {}", file.display())));
@@ -204,6 +207,18 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
         Verb::Logs { name, follow } => logs(context, &name, follow).await,
         Verb::Doctor => Ok(doctor::execute(context).await),
         Verb::Image(verb) => image_verbs::execute(context, verb).await,
+        // Was answered before there was a context.
+        Verb::Itself(verb) => itself(verb),
+    }
+}
+
+/// Needs nothing but the definitions, and works whatever is wrong with the host.
+fn itself(verb: ItselfVerb) -> Result<Ended, Report> {
+    match verb {
+        ItselfVerb::Man { directory: None } => man::page(),
+        ItselfVerb::Man {
+            directory: Some(directory),
+        } => man::pages(&directory),
     }
 }
 

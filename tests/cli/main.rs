@@ -32,6 +32,7 @@
 //! | `space`       | what takes space, gives it back, or does not fit                        |
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
 //! | `doctor`      | what the host has, and what it lacks                                    |
+//! | `manual`      | help texts and manual pages                                              |
 //! | `arguments`   | what is typed and becomes no option, file or program                     |
 //! | `digests`     | what a digest decides, by either algorithm                               |
 //! | `programs`    | kernels, UKIs and command lines that would do harm                       |
@@ -98,6 +99,7 @@ mod pushes;
 mod space;
 mod usage;
 mod doctor;
+mod manual;
 mod arguments;
 mod digests;
 mod programs;
