@@ -23,7 +23,7 @@ use crate::ops::resolve::PullPolicy;
 use values::{bind, cpus, credential, credential_file, hostname, network, reference, seconds};
 
 pub(super) use image::ImageVerb;
-pub(super) use itself::ItselfVerb;
+pub(super) use itself::{ItselfVerb, ShellWord};
 pub(super) use test::{Axis, PassArgs, TestArgs};
 #[cfg(test)]
 pub(super) use values::typed;

@@ -132,6 +132,11 @@ pub(super) fn own_libvirt() -> Option<String> {
     (uri == "qemu:///system" || has_had_one()).then_some(uri)
 }
 
+/// The directory that relative paths start from; none if it is gone.
+pub(super) fn current_directory() -> Option<PathBuf> {
+    env::current_dir().ok()
+}
+
 /// The time, in seconds since 1970.
 pub(super) fn now() -> u64 {
     SystemTime::now()

@@ -108,6 +108,7 @@ pub(super) const EXAMPLES: &[(&str, &str, &str)] = &[
         "All that is not well, for a program",
         "ironboot doctor --json | jq '.checks[] | select(.status != \"ok\")'",
     ),
+    ("completion", "For this shell", "ironboot completion bash"),
     ("man", "Read it", "ironboot man | man -l -"),
     (
         "man",

@@ -2,13 +2,13 @@
 //! touches these.
 //!
 //! `run` parses (args, help), looks up (environment), makes requests of it (request), dispatches (verbs,
-//! image_verbs, doctor, test, man) and reports (report); what a person sees is made in text, progress
-//! and terminal,
-//! what a program sees in output.
+//! image_verbs, doctor, test, completion, man) and reports (report); what a person sees is made in text,
+//! progress and terminal, what a program sees in output.
 
 mod args;
 mod help;
 mod manual;
+mod completion;
 mod man;
 mod environment;
 mod request;

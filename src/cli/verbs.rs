@@ -13,7 +13,8 @@ use crate::cli::report::Report;
 use crate::cli::request::{binds, forward, generated_name, image_request, instance_request};
 use crate::cli::terminal::{self, Left, Signals, Sink};
 use crate::cli::{
-    Ended, doctor, environment, image_verbs, man, open_hypervisor, output, script, ssh, test, text,
+    Ended, completion, doctor, environment, image_verbs, man, open_hypervisor, output, script, ssh,
+    test, text,
 };
 use crate::domain::{DomainName, DomainSpec, Machine};
 use crate::host::Host;
@@ -215,10 +216,12 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
 /// Needs nothing but the definitions, and works whatever is wrong with the host.
 fn itself(verb: ItselfVerb) -> Result<Ended, Report> {
     match verb {
+        ItselfVerb::Completion { shell } => Ok(completion::script(shell)),
         ItselfVerb::Man { directory: None } => man::page(),
         ItselfVerb::Man {
             directory: Some(directory),
         } => man::pages(&directory),
+        ItselfVerb::Complete { words } => Ok(completion::candidates(words)),
     }
 }
 

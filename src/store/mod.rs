@@ -38,6 +38,7 @@ mod derived;
 mod gc;
 mod ingest;
 mod lease;
+mod names;
 mod prune;
 mod refs;
 mod repair;

@@ -33,6 +33,7 @@
 //! | `usage`       | what was typed wrong, and what the host lacks                            |
 //! | `doctor`      | what the host has, and what it lacks                                    |
 //! | `manual`      | help texts and manual pages                                              |
+//! | `shells`      | completion, in real shells                                               |
 //! | `arguments`   | what is typed and becomes no option, file or program                     |
 //! | `digests`     | what a digest decides, by either algorithm                               |
 //! | `programs`    | kernels, UKIs and command lines that would do harm                       |
@@ -100,6 +101,7 @@ mod space;
 mod usage;
 mod doctor;
 mod manual;
+mod shells;
 mod arguments;
 mod digests;
 mod programs;
