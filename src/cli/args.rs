@@ -311,7 +311,11 @@ pub(super) enum Verb {
     ///
     /// Each line is ok, warn or fail, and where it is not ok a command that mends it comes after. The
     /// exit status is 0 if this host can boot something, and 69 if it can not.
-    Doctor,
+    Doctor {
+        /// Run firmware to see whether guests get going, and remember how KVM did
+        #[arg(long)]
+        boot: bool,
+    },
     /// Work with images: list, inspect, rm, prune, verify, build, push
     #[command(subcommand)]
     Image(ImageVerb),

@@ -153,6 +153,22 @@ pub(super) fn terminal_kind() -> Option<String> {
     env::var("TERM").ok().filter(is_word)
 }
 
+/// Where programs are looked for.
+pub(super) fn program_directories() -> Vec<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).collect()
+}
+
+/// Columns that text on standard output may have; none if that is no terminal.
+pub(super) fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    // One that does not say is as wide as they have always been.
+    Some(match size.ws_col {
+        0 => 80,
+        columns => usize::from(columns).clamp(40, 100),
+    })
+}
+
 /// Whether text may be coloured: only on a terminal, and not against the user's wish.
 pub(super) fn may_colour(is_terminal: bool) -> bool {
     is_terminal && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())

@@ -201,6 +201,11 @@ pub(super) const ENVIRONMENT: &[(&str, &str)] = &[
         "HTTPS_PROXY, HTTP_PROXY, ALL_PROXY, NO_PROXY",
         "Proxies for every registry that is not on loopback; in lower case too, which is stronger.",
     ),
+    ("PATH", "Where QEMU and other programs are looked for."),
+    (
+        "TERM",
+        "The kind of terminal, which a guest's console is told.",
+    ),
     ("NO_COLOR", "No colours, whatever it is set to."),
     ("HOME", "Where what follows is if it is not set."),
     (

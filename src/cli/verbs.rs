@@ -29,6 +29,7 @@ use crate::ops::prepare::{self, IfDifferent, InstanceRequest, Prepared};
 use crate::ops::pull::{self, Extent, Pulled};
 use crate::ops::run::Booted;
 use crate::ops::{Context, OpsError, Progress, list, resolve, run};
+use crate::source::{SourceError, SourceOptions};
 use crate::store::Store;
 
 /// Images that one `pull` pulls at the same time.
@@ -65,10 +66,19 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
     }
     let hearing = Arc::clone(&drawing);
     let store = Store::at(root);
+    let sources = environment::sources(&global, move |failure| hearing.mirror_failed(failure));
+    let (sources, trouble) = match sources {
+        Ok(sources) => (sources, None),
+        // Who asks what is wrong is to be told with all the rest.
+        Err(error) if matches!(cli.verb, Verb::Doctor { .. }) => {
+            (SourceOptions::default(), Some(error))
+        }
+        Err(error) => return Err(error.into()),
+    };
     let context = Context {
         instances: Instances::at(store.instances()),
         store,
-        sources: environment::sources(&global, move |failure| hearing.mirror_failed(failure))?,
+        sources,
         policy: environment::policy(&global),
         host: Host::probe(),
         firmware_directories: environment::firmware_directories(),
@@ -83,10 +93,16 @@ pub(super) async fn execute(cli: Cli) -> Result<Ended, Report> {
             path.display()
         ));
     }
-    dispatch(&context, cli.verb, global.json).await
+    dispatch(&context, cli.verb, global.json, amount, trouble).await
 }
 
-async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended, Report> {
+async fn dispatch(
+    context: &Context<'_>,
+    verb: Verb,
+    json: bool,
+    amount: Amount,
+    trouble: Option<SourceError>,
+) -> Result<Ended, Report> {
     match verb {
         Verb::Plan { image } => plan(context, image).await,
         Verb::Pull {
@@ -206,7 +222,11 @@ async fn dispatch(context: &Context<'_>, verb: Verb, json: bool) -> Result<Ended
         } => ssh::execute(context, &name, user, timeout, &command).await,
         Verb::Console { name } => console(context, &name).await,
         Verb::Logs { name, follow } => logs(context, &name, follow).await,
-        Verb::Doctor => Ok(doctor::execute(context).await),
+        Verb::Doctor { boot } => {
+            let all = amount == Amount::Verbose;
+            let wish = doctor::Wish { boot, all };
+            Ok(doctor::execute(context, wish, trouble.as_ref()).await)
+        }
         Verb::Image(verb) => image_verbs::execute(context, verb).await,
         // Was answered before there was a context.
         Verb::Itself(verb) => itself(verb),

@@ -292,7 +292,7 @@ fn read(context: &Context<'_>) -> Vec<Verdict> {
 }
 
 /// Keeps a verdict. Where that can not be done it is told, and the VM goes on.
-async fn remember(context: &Context<'_>, machine: Machine, works: bool, reason: String) {
+pub(super) async fn remember(context: &Context<'_>, machine: Machine, works: bool, reason: String) {
     let mut verdicts = read(context);
     // One for each machine: the host is not what it was any more.
     verdicts.retain(|verdict| verdict.machine != machine);

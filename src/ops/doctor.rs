@@ -1,14 +1,19 @@
-//! What this host has for each machine: QEMU, an accelerator, firmware; and its libvirt. Judges
-//! nothing.
+//! What this host has: in itself, for each machine (QEMU, an accelerator, firmware), its libvirt, and
+//! what is said of registries. Judges nothing.
+
+mod here;
+mod registries;
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::domain::Machine;
+use crate::domain::{Accelerator, Machine};
 use crate::firmware::{self, Considered, FirmwareChoice, FirmwareError, Survey, UefiRequest};
 use crate::host::AcceleratorChoice;
 use crate::hypervisor::qemu::args::program;
+use crate::hypervisor::qemu::trial::{self, Trial};
 use crate::hypervisor::qemu::version::{VersionError, version};
 use crate::hypervisor::{HypervisorError, RunsAs};
 use crate::ops::accelerator::{self, AcceleratorWish};
@@ -19,6 +24,15 @@ const LOGGER: &str = "/run/libvirt/virtlogd-sock";
 
 /// How long QEMU may take to tell its version.
 const VERSION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a daemon may take to tell what is asked of it.
+const LIBVIRT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long firmware may be silent in a trial.
+const TRIAL_TIMEOUT: Duration = Duration::from_secs(20);
+
+pub use here::{HereFacts, StoreFacts, find, here, store};
+pub use registries::{RegistryFacts, registries};
 
 /// What this host has for one machine.
 #[derive(Debug)]
@@ -33,6 +47,8 @@ pub struct MachineFacts {
     pub version: Result<String, VersionError>,
     /// The accelerator that a VM gets if none is asked for; the reason if it gets none.
     pub accelerator: Result<AcceleratorChoice, String>,
+    /// QEMU's BIOS, where it is if anywhere; none for a machine that has none.
+    pub bios: Option<Option<PathBuf>>,
     /// The firmware.
     pub firmware: Result<FirmwareFacts, FirmwareError>,
 }
@@ -76,11 +92,59 @@ pub struct LibvirtFacts {
 
 /// Looks at the libvirts of this host: for root there is one.
 pub async fn libvirts(context: &Context<'_>) -> Vec<LibvirtFacts> {
-    let mut facts = vec![libvirt(context, "qemu:///system").await];
+    let mut facts = vec![answering(context, "qemu:///system").await];
     if !rustix::process::geteuid().is_root() {
-        facts.push(libvirt(context, "qemu:///session").await);
+        facts.push(answering(context, "qemu:///session").await);
     }
     facts
+}
+
+/// One that does not answer is one that can not be reached.
+async fn answering(context: &Context<'_>, uri: &'static str) -> LibvirtFacts {
+    let asked = tokio::time::timeout(LIBVIRT_TIMEOUT, libvirt(context, uri)).await;
+    asked.unwrap_or_else(|_| LibvirtFacts {
+        uri,
+        version: Err(HypervisorError::Connect {
+            uri: uri.to_owned(),
+            message: format!("it does not answer within {} s", LIBVIRT_TIMEOUT.as_secs()),
+        }),
+        runs_as: None,
+        store: None,
+        logger: None,
+    })
+}
+
+/// Runs firmware under each accelerator that there is for the host's own machine, and remembers how
+/// KVM did. `uefi` is firmware for a machine that has none of its own.
+pub async fn try_out(
+    context: &Context<'_>,
+    machine: Machine,
+    uefi: Option<&Path>,
+) -> Vec<(Accelerator, Trial)> {
+    let firmware = match machine {
+        Machine::Amd64 => None,
+        Machine::Arm64 => uefi,
+    };
+    let run = |accelerator| trial::run(machine, accelerator, firmware, TRIAL_TIMEOUT);
+    let tcg = run(Accelerator::Tcg).await;
+    if here::opens("/dev/kvm").is_err() {
+        return vec![(Accelerator::Tcg, tcg)];
+    }
+    let kvm = run(Accelerator::Kvm).await;
+    let verdict = match (&kvm, &tcg) {
+        (Trial::Lives(_), _) => Some((true, "firmware ran under it".to_owned())),
+        // What does not run at all says nothing of KVM.
+        (Trial::Silent(_), Trial::Lives(_)) => Some((false, "firmware stayed silent".to_owned())),
+        (Trial::Ended(words), Trial::Lives(_)) => Some((false, format!("QEMU ended: {words}"))),
+        _ => None,
+    };
+    // Where no store can be made nothing can be booted either, and that is told.
+    if let Some((works, reason)) = verdict
+        && context.store.create().is_ok()
+    {
+        accelerator::remember(context, machine, works, reason).await;
+    }
+    vec![(Accelerator::Kvm, kvm), (Accelerator::Tcg, tcg)]
 }
 
 async fn libvirt(context: &Context<'_>, uri: &'static str) -> LibvirtFacts {
@@ -149,8 +213,22 @@ async fn facts(context: &Context<'_>, machine: Machine) -> MachineFacts {
         accelerator: accelerator::choose(context, machine, AcceleratorWish::Auto)
             .await
             .map_err(|error| error.to_string()),
+        bios: (machine == Machine::Amd64).then(bios),
         firmware: firmware::survey(&context.firmware_directories, machine).map(firmware_facts),
     }
+}
+
+/// The BIOS that QEMU takes where it is not told.
+fn bios() -> Option<PathBuf> {
+    let places = [
+        "/usr/share/qemu",
+        "/usr/share/seabios",
+        "/usr/local/share/qemu",
+    ];
+    let mut files = places
+        .map(|place| Path::new(place).join("bios-256k.bin"))
+        .into_iter();
+    files.find(|file| file.is_file())
 }
 
 fn firmware_facts(survey: Survey) -> FirmwareFacts {

@@ -296,7 +296,7 @@ fn resolved(reference: &Reference) -> Reference {
 }
 
 /// Reads the policy and its keys; none where no file is.
-fn load(place: &PolicyPlace) -> Result<Option<(PathBuf, Policy)>, OpsError> {
+pub(super) fn load(place: &PolicyPlace) -> Result<Option<(PathBuf, Policy)>, OpsError> {
     let read = |path: &Path, limit| files::read_trusted(path, limit).map_err(OpsError::PolicyFile);
     let needed = |path: &Path, content: Option<Vec<u8>>| {
         content.ok_or_else(|| {

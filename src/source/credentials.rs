@@ -7,7 +7,7 @@
 
 mod helper;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -72,6 +72,19 @@ enum Found<'a> {
     Helper(&'a str),
 }
 
+/// What a file of credentials is about.
+#[derive(Debug, Clone)]
+pub struct Told<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// Whether others can read it.
+    pub readable_by_others: bool,
+    /// The registries that it names.
+    pub registries: BTreeSet<&'a String>,
+    /// The names of the helpers that it asks, whose programs are `docker-credential-NAME`.
+    pub helpers: BTreeSet<&'a String>,
+}
+
 impl Credentials {
     /// Reads `files`, the most important first. Missing ones are skipped.
     ///
@@ -86,6 +99,16 @@ impl Credentials {
     pub fn readable_by_others(&self) -> impl Iterator<Item = &Path> {
         let files = self.files.iter().filter(|file| file.readable_by_others);
         files.map(|file| file.path.as_path())
+    }
+
+    /// What each file has, without any secret.
+    pub fn told(&self) -> impl Iterator<Item = Told<'_>> {
+        self.files.iter().map(|file| Told {
+            path: &file.path,
+            readable_by_others: file.readable_by_others,
+            registries: file.logins.keys().chain(file.helpers.keys()).collect(),
+            helpers: file.helpers.values().chain(&file.store).collect(),
+        })
     }
 
     /// Finds the login for a repository; none if there is none, which is anonymous access.

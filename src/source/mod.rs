@@ -24,7 +24,7 @@ pub use error::{
     AddressRefusal, AfterMirrors, ArchiveProblem, CertificateProblem, CredentialsProblem,
     HelperProblem, HostsProblem, MirrorFailure, SourceError, Unavailability, Violation,
 };
-pub use registry::{Mirrors, Proxies, ProxySetting};
+pub use registry::{Mirrors, Proxies, ProxySetting, ToldHosts};
 
 /// How sources are reached.
 #[derive(Debug, Clone, Default)]

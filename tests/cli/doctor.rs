@@ -34,6 +34,15 @@ fn doctor(sandbox: &Sandbox, line: &str) -> Output {
     sandbox.finish(command)
 }
 
+/// What is said of the machines, without the BIOS, which is the machine's own.
+fn machines(output: &Output) -> String {
+    let (_, machines) = output.stdout.split_once("\nx86_64").unwrap();
+    let (machines, _) = machines.split_once("\nlibvirt at ").unwrap();
+    let lines = machines.split_inclusive('\n');
+    let lines = lines.filter(|line| !line.contains("  bios  "));
+    format!("x86_64{}", lines.collect::<String>())
+}
+
 fn is_native(machine: Machine) -> bool {
     Machine::try_from(&Host::probe().architecture) == Ok(machine)
 }
@@ -85,13 +94,13 @@ fn a_host_that_has_all_is_told_with_every_descriptor() {
     fs::write(descriptors.join("02-gone.json"), gone).unwrap();
     let masked = masked(&sandbox);
 
-    let output = doctor(&sandbox, "doctor");
-    let (machines, _) = output.stdout.split_once("\nlibvirt at ").unwrap();
+    let output = doctor(&sandbox, "doctor --verbose");
     let [(amd64, amd64_accelerator), (arm64, arm64_accelerator)] = MACHINES.map(head);
     let code = "$TMP/firmware/code.fd";
     let directory = "$TMP/config/qemu/firmware";
+    assert_eq!(output.status, 0);
     assert_eq!(
-        machines,
+        machines(&output),
         format!(
             "\
 {amd64}
@@ -99,6 +108,8 @@ fn a_host_that_has_all_is_told_with_every_descriptor() {
   {amd64_accelerator}
   ok  uefi  {code}
   ok  uefi-secure  {code}
+  warn  descriptor  {directory}/02-gone.json: no such file: $TMP/firmware/gone.fd
+        hint: mend it, or remove it
   firmware descriptors, in their order:
   ok  {directory}/00-aarch64.json
         for aarch64 (virt-*)
@@ -110,7 +121,6 @@ fn a_host_that_has_all_is_told_with_every_descriptor() {
         uefi-secure: chosen
   warn  {directory}/02-gone.json
         no such file: $TMP/firmware/gone.fd
-        hint: mend it, or remove it
 {masked}
 {arm64}
   ok  QEMU  qemu-system-aarch64 10.1.0 (made by a test)
@@ -187,7 +197,7 @@ fn a_host_that_has_all_is_told_with_every_descriptor() {
 }
 
 #[test]
-fn a_host_that_lacks_all_is_told_what_to_install_and_that_is_no_error() {
+fn a_host_that_lacks_all_is_told_what_to_install() {
     let sandbox = Sandbox::new();
     fs::create_dir(sandbox.path("bin")).unwrap();
     program(&sandbox, "qemu-system-aarch64", "busybox");
@@ -201,10 +211,15 @@ fn a_host_that_lacks_all_is_told_what_to_install_and_that_is_no_error() {
     let missing = |machine| if is_native(machine) { "fail" } else { "warn" };
     let [(amd64, amd64_accelerator), (arm64, arm64_accelerator)] = MACHINES.map(head);
     let [on_amd64, on_arm64] = MACHINES.map(missing);
-    let output = doctor(&sandbox, "doctor");
-    let (machines, _) = output.stdout.split_once("\nlibvirt at ").unwrap();
+    let output = doctor(&sandbox, "doctor --verbose");
+    let last = output.stdout.lines().last().unwrap();
+    assert!(
+        last.ends_with(" fail: this host can boot nothing"),
+        "{last}"
+    );
+    assert_eq!((output.status, output.stderr.as_str()), (69, ""));
     check(
-        machines,
+        &machines(&output),
         &format!(
             "\
 {amd64}
@@ -230,6 +245,7 @@ fn a_host_that_lacks_all_is_told_what_to_install_and_that_is_no_error() {
     );
     let object = doctor(&sandbox, "doctor --json").json();
     assert_eq!(object["level"], "fail");
+    assert_eq!(object["bootable"], json!([]));
     assert_eq!(object["host"], Host::probe().architecture.as_str());
     for (place, machine) in MACHINES.into_iter().enumerate() {
         let found = &object["machines"][place];
@@ -274,4 +290,164 @@ fn a_libvirt_whose_qemu_can_not_reach_the_store_is_told_with_the_command_that_me
     assert_eq!(libvirt["store"]["level"], "ok");
     assert_eq!(libvirt["level"], "ok");
     assert!(!sandbox.store().exists());
+}
+
+/// The check of an area, by its name.
+fn check_of(object: &Value, area: &str, name: &str) -> Value {
+    let mut checks = object["checks"].as_array().unwrap().iter();
+    let found = checks.find(|check| check["area"] == area && check["name"] == name);
+    found.cloned().unwrap_or(Value::Null)
+}
+
+#[test]
+fn every_check_has_a_status_and_what_is_not_well_is_counted_and_mended() {
+    let sandbox = Sandbox::new();
+    let output = sandbox.run("doctor --json");
+    let object = output.json();
+    let checks = object["checks"].as_array().unwrap();
+    let mut counted = std::collections::BTreeMap::from([("ok", 0), ("warn", 0), ("fail", 0)]);
+    for check in checks {
+        *counted.get_mut(check["status"].as_str().unwrap()).unwrap() += 1;
+        let keys: Vec<_> = check.as_object().unwrap().keys().collect();
+        assert_eq!(keys, ["area", "detail", "mend", "name", "status"]);
+        assert_eq!(check["mend"].is_null(), check["status"] == "ok", "{check}");
+    }
+    assert_eq!(object["summary"], json!(counted));
+    // The tests have QEMU for both.
+    assert_eq!(object["bootable"].as_array().unwrap().len(), 2);
+    assert_eq!(output.status, 0);
+    for (area, name) in [
+        ("host", "KVM"),
+        ("host", "vsock"),
+        ("host", "ssh"),
+        ("x86_64", "QEMU"),
+        ("aarch64", "uefi"),
+        ("store", "directory"),
+        ("store", "space"),
+        ("store", "file system"),
+        ("registries", "policy"),
+        ("registries", "proxies"),
+    ] {
+        assert!(!check_of(&object, area, name).is_null(), "{area}: {name}");
+    }
+    assert!(!sandbox.store().exists());
+}
+
+#[test]
+fn what_is_said_of_registries_is_told_without_a_secret() {
+    let sandbox = Sandbox::new();
+    let auth = sandbox.path("auth.json");
+    let words = json!({
+        "auths": {"a.example": {"auth": "dXNlcjpzM2NyM3Q="}},
+        "credHelpers": {"b.example": "nowhere"},
+    });
+    fs::write(&auth, words.to_string()).unwrap();
+    let hosts = sandbox.path("config/ironboot/certs.d");
+    for (name, text) in [
+        ("m.example", "[host.\"https://cache.example\"]\n"),
+        ("n.example_5000_", "server = 1\n"),
+    ] {
+        fs::create_dir_all(hosts.join(name)).unwrap();
+        fs::write(hosts.join(name).join("hosts.toml"), text).unwrap();
+    }
+    let mut command = sandbox.command("doctor --json");
+    command
+        .env("REGISTRY_AUTH_FILE", &auth)
+        .env("HTTPS_PROXY", "http://me:s3cr3t@proxy.example:3128");
+    let output = sandbox.finish(command);
+    assert!(!output.stdout.contains("s3cr3t") && !output.stdout.contains("dXNl"));
+    let object = output.json();
+    let credentials = check_of(&object, "registries", "credentials");
+    assert_eq!(credentials["status"], "warn");
+    let expected = "$TMP/auth.json asks docker-credential-nowhere, which is not in PATH";
+    assert_eq!(credentials["detail"], expected);
+    let proxies = check_of(&object, "registries", "proxies");
+    assert_eq!(proxies["detail"], "proxy.example");
+    let checks = object["checks"].as_array().unwrap().iter();
+    let mirrors = checks.filter(|check| check["name"] == "mirrors");
+    let mirrors: Vec<_> = mirrors
+        .map(|check| {
+            (
+                check["status"].as_str().unwrap(),
+                check["detail"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        mirrors[0],
+        ("ok", "m.example: cache.example, then m.example")
+    );
+    let (status, detail) = mirrors[1];
+    assert_eq!(status, "fail");
+    assert!(detail.contains("n.example_5000_/hosts.toml"), "{detail}");
+}
+
+#[test]
+fn settings_that_can_not_be_read_are_a_finding_with_all_the_rest() {
+    let sandbox = Sandbox::new();
+    let auth = sandbox.path("auth.json");
+    fs::write(&auth, "{").unwrap();
+    fs::write(sandbox.path("policy.json"), "{").unwrap();
+    let line = format!("doctor --json --authfile {}", auth.display());
+    let output = sandbox.run(line);
+    let object = output.json();
+    let settings = check_of(&object, "registries", "settings");
+    assert_eq!(settings["status"], "fail", "{}", output.text());
+    assert!(
+        settings["detail"]
+            .as_str()
+            .unwrap()
+            .contains("$TMP/auth.json")
+    );
+    assert_eq!(check_of(&object, "registries", "policy")["status"], "fail");
+    assert_eq!(check_of(&object, "x86_64", "QEMU")["status"], "ok");
+}
+
+#[test]
+fn a_store_that_can_not_be_used_boots_nothing() {
+    let sandbox = Sandbox::new();
+    let open = sandbox.path("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o777)).unwrap();
+    let output = sandbox.run(format!("doctor --json --store {}/store", open.display()));
+    assert_eq!(output.status, 69);
+    let object = output.json();
+    assert_eq!(object["bootable"], json!([]));
+    let directory = check_of(&object, "store", "directory");
+    assert_eq!(directory["status"], "fail");
+    let mend = directory["mend"].as_str().unwrap();
+    assert!(mend.starts_with("`chmod o-w $TMP/open`"), "{mend}");
+}
+
+#[test]
+fn a_trial_runs_firmware_and_tells_how_it_ended() {
+    let sandbox = Sandbox::new();
+    // The machine's own QEMU, by the one way that works everywhere.
+    let object = sandbox.run("doctor --boot --json").json();
+    let tried = check_of(&object, "host", "boot by tcg");
+    assert_eq!(tried["status"], "ok", "{tried}");
+
+    let sandbox = Sandbox::new();
+    fs::create_dir(sandbox.path("bin")).unwrap();
+    let banner = "QEMU emulator version 10.1.0";
+    let script = format!(
+        "#!/bin/sh\ncase $1 in --version) echo '{banner}';; *) echo 'no such board' >&2; exit 1;; esac\n"
+    );
+    for name in ["qemu-system-x86_64", "qemu-system-aarch64"] {
+        let path = sandbox.path("bin").join(name);
+        let write = ["-c", "printf %s \"$1\" >\"$0\" && chmod +x \"$0\""];
+        let status = Command::new("sh")
+            .args(write)
+            .arg(path)
+            .arg(&script)
+            .status();
+        assert!(status.unwrap().success());
+    }
+    let output = doctor(&sandbox, "doctor --boot --json");
+    let tried = check_of(&output.json(), "host", "boot by tcg");
+    assert_eq!(tried["status"], "fail");
+    assert_eq!(tried["detail"], "QEMU ended: no such board");
+    assert_eq!(output.status, 69);
+    // What runs nothing at all says nothing of KVM.
+    assert!(!sandbox.store().join("accelerator.json").exists());
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::cli::doctor::{Finding, Level, with_source};
+use crate::cli::doctor::{Finding, Level, Section, ok, with_source};
 use crate::cli::report::mend;
 use crate::hypervisor::{HypervisorError, Owner, RunsAs};
 use crate::ops::OpsError;
@@ -57,12 +57,13 @@ impl<'a> Libvirt<'a> {
         levels.max().unwrap_or(Level::Ok)
     }
 
-    pub(super) fn text(&self) -> String {
-        let mut text = format!("libvirt at {}\n", self.facts.uri);
+    pub(super) fn section(&self) -> Section {
+        let title = format!("libvirt at {}", self.facts.uri);
+        let mut section = Section::of(title.clone(), title);
         for (name, finding) in self.named() {
-            text += &finding.text(name);
+            section.add(name, finding.clone());
         }
-        text
+        section
     }
 
     pub(super) fn json(&self) -> Value {
@@ -83,14 +84,6 @@ impl<'a> Libvirt<'a> {
             "store": self.store.as_ref().map(Finding::json),
             "logger": self.logger.as_ref().map(Finding::json),
         })
-    }
-}
-
-fn ok(message: String) -> Finding {
-    Finding {
-        level: Level::Ok,
-        message,
-        hint: None,
     }
 }
 
@@ -174,16 +167,16 @@ mod tests {
         };
         let found = Libvirt::of(&facts, Path::new("/home/a b/x/y"));
         assert_eq!(
-            found.text(),
+            found.section().text(),
             "\
 libvirt at qemu:///system
-  ok    daemon       libvirt 9.0.0
-  ok    QEMU's user  user 64055, group 108: a VM's own files are given to it
-  fail  store        QEMU runs as user 64055, who may not pass through /home/a b, nor pass through \
+  ok    daemon        libvirt 9.0.0
+  ok    QEMU's user   user 64055, group 108: a VM's own files are given to it
+  fail  store         QEMU runs as user 64055, who may not pass through /home/a b, nor pass through \
              /home/a b/x, nor pass through /home/a b/x/y, nor read /f
         hint: open it with `chmod g+r /f && chmod o+x '/home/a b' '/home/a b/x' && \
              setfacl -m u:64055:x '/home/a b/x/y'`, or pass --store
-  fail  logger       virtlogd does not answer: entity not found
+  fail  logger        virtlogd does not answer: entity not found
         hint: no domain starts without it: `systemctl enable --now virtlogd.socket`
 "
         );
@@ -207,10 +200,10 @@ libvirt at qemu:///system
         };
         let found = Libvirt::of(&facts, Path::new("/s"));
         assert_eq!(
-            found.text(),
+            found.section().text(),
             "\
 libvirt at qemu:///session
-  warn  daemon       can not connect to libvirt at qemu:///session: no such socket
+  warn  daemon        can not connect to libvirt at qemu:///session: no such socket
         hint: start libvirtd; for qemu:///system be root or in group libvirt
 "
         );

@@ -21,6 +21,7 @@ mod guard;
 mod options;
 pub mod orphan;
 mod qmp;
+pub mod trial;
 pub mod version;
 pub mod virtiofs;
 

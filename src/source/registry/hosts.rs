@@ -100,6 +100,48 @@ pub(super) fn places(
     Ok(places)
 }
 
+/// What the operator's directories say of one registry.
+#[derive(Debug)]
+pub struct ToldHosts {
+    /// The directory that says it.
+    pub directory: PathBuf,
+    /// The registry; `_default` for all others.
+    pub registry: String,
+    /// The places that are asked, in their order.
+    pub places: Result<Vec<String>, SourceError>,
+}
+
+/// What `options` say of each registry that has a directory, the strongest first.
+#[must_use]
+pub fn told(options: &SourceOptions) -> Vec<ToldHosts> {
+    let mut all: Vec<ToldHosts> = Vec::new();
+    for directory in &options.hosts_directories {
+        // One that we may not look into is somebody else's.
+        let names = files::names(directory).unwrap_or_default();
+        for name in names {
+            let registry = match name
+                .strip_suffix('_')
+                .and_then(|name| name.rsplit_once('_'))
+            {
+                Some((host, port)) => format!("{host}:{port}"),
+                None => name.clone(),
+            };
+            let is_known = all.iter().any(|known| known.registry == registry);
+            if is_known || !directory.join(&name).is_dir() {
+                continue;
+            }
+            let places = places(&registry, &registry, options);
+            let names = |places: Vec<Place>| places.into_iter().map(|place| place.name).collect();
+            all.push(ToldHosts {
+                directory: directory.join(&name),
+                places: places.map(names),
+                registry,
+            });
+        }
+    }
+    all
+}
+
 impl Place {
     fn new(name: String, bases: Vec<Url>, policy: AddressPolicy) -> Self {
         let Settings {

@@ -40,6 +40,7 @@ use crate::signature::Place;
 use crate::source::{BlobStream, RawDocument, Source, SourceError, SourceOptions, Wanted};
 
 use host::Host;
+pub use hosts::{ToldHosts, told};
 use hosts_file::Capability;
 pub use mirrors::Mirrors;
 use mirrors::{Givers, Spent, Tour};

@@ -42,7 +42,8 @@ impl Proxies {
     }
 
     /// The hosts of the proxies, which are where the user wants them.
-    pub(super) fn hosts(&self) -> Vec<String> {
+    #[must_use]
+    pub fn hosts(&self) -> Vec<String> {
         let proxies = [&self.http, &self.https].into_iter().flatten();
         let hosts = proxies.filter_map(|proxy| proxy.host_str().map(str::to_owned));
         let mut hosts: Vec<_> = hosts.collect();
