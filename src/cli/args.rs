@@ -243,7 +243,9 @@ pub(super) enum Verb {
         #[arg(last = true, value_name = "QEMU-ARGS")]
         qemu_arguments: Vec<String>,
     },
-    /// Boot images and tell whether they come up: exit status 0 if they do, 1 if one does not
+    /// Boot images and tell whether they come up
+    ///
+    /// The exit status is 0 if all do, and 1 if one does not.
     #[command(
         after_help = "Failures that are always looked for: a kernel that panics, an emergency \
                             or initramfs shell, firmware or loader that finds nothing to boot, a VM \

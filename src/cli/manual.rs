@@ -161,6 +161,7 @@ pub(super) const EXAMPLES: &[(&str, &str, &str)] = &[
 /// Exit statuses and what they mean.
 pub(super) const EXIT_STATUSES: &[(&str, &str)] = &[
     ("0", "Done."),
+    ("1", "The guest failed its `test`."),
     ("2", "The command line is wrong."),
     (
         "69",
@@ -205,6 +206,10 @@ pub(super) const ENVIRONMENT: &[(&str, &str)] = &[
     (
         "TERM",
         "The kind of terminal, which a guest's console is told.",
+    ),
+    (
+        "GITHUB_ACTIONS, GITHUB_STEP_SUMMARY",
+        "If the first is true, `test` annotates and sums up the run there.",
     ),
     ("NO_COLOR", "No colours, whatever it is set to."),
     ("HOME", "Where what follows is if it is not set."),
