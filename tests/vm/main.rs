@@ -1,8 +1,8 @@
 //! Boots small guests for real: through the program, and through each hypervisor's trait.
 //!
 //! `IRONBOOT_TEST_GUEST` names a directory that holds `amd64` and `arm64`, each made by
-//! `scripts/make-guest`; all of it runs under `scripts/with-services`, as root where libvirt is
-//! concerned. Guests are emulated (TCG), so no KVM is needed.
+//! `scripts/make-guest`, and `debian`, by `scripts/make-debian`; all of it runs under
+//! `scripts/with-services`, as root where libvirt is concerned. Guests are emulated (TCG), so no KVM is needed.
 //!
 //! | file        | what it is about                                                        |
 //! |-------------|-------------------------------------------------------------------------|
@@ -16,6 +16,7 @@
 //! | `failures`  | QEMUs that do not start                                                 |
 //! | `health`    | VMs that were started and do not run                                    |
 //! | `verdicts`  | `test`: guests that come up and guests that do not                    |
+//! | `debian`    | a real Debian, whole and broken, by `test`                              |
 //! | `define`    | libvirt through the program                                             |
 //! | `consoles`  | libvirt's consoles in a terminal, and logs that are moved aside         |
 //! | `orphans`   | what only the store or only libvirt knows of, and kills in between      |
@@ -42,6 +43,7 @@ mod binds;
 mod failures;
 mod health;
 mod verdicts;
+mod debian;
 #[cfg(feature = "libvirt")]
 mod define;
 #[cfg(feature = "libvirt")]
