@@ -341,7 +341,7 @@ fn a_build_of_files_that_are_not_there_or_no_good_is_refused() {
         &build("arch=amd64,rootfs=line"),
         r#"
         ------- stderr -------
-        error: invalid value 'arch=amd64,rootfs=line' for '--manifest <KEY=VALUE,…>': key is not arch, variant or a layer's role: rootfs
+        error: invalid value 'arch=amd64,rootfs=line' for '--manifest <MANIFEST>': key is not arch, variant or a layer's role: rootfs
 
         For more information, try '--help'.
         [exit status: 2]
