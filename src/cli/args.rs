@@ -243,14 +243,11 @@ pub(super) enum Verb {
         #[arg(last = true, value_name = "QEMU-ARGS")]
         qemu_arguments: Vec<String>,
     },
-    /// Boot images and tell whether they come up
+    /// Boot images, and tell whether they come up
     ///
-    /// The exit status is 0 if all do, and 1 if one does not.
-    #[command(
-        after_help = "Failures that are always looked for: a kernel that panics, an emergency \
-                            or initramfs shell, firmware or loader that finds nothing to boot, a VM \
-                            that ends."
-    )]
+    /// The exit status is 0 if all do and 1 if one does not. A kernel that panics, a shell of systemd's or
+    /// of the initramfs, firmware or a loader that finds nothing to boot, a VM that ends or starts over
+    /// fail at once, whatever is waited for.
     Test(Box<TestArgs>),
     /// List instances
     #[command(visible_alias = "ls")]

@@ -58,6 +58,41 @@ pub(super) const EXAMPLES: &[(&str, &str, &str)] = &[
         "ironboot run --dry-run oci:images:os",
     ),
     (
+        "test",
+        "Whether it comes up to a login prompt",
+        "ironboot test reg.example/os:1",
+    ),
+    (
+        "test",
+        "Answer a prompt, and wait for what comes of it",
+        "ironboot test reg.example/os:1 --expect login: --send root --expect '^Linux'",
+    ),
+    (
+        "test",
+        "Both ways to boot, for a CI job",
+        "ironboot test reg.example/os:1 --matrix boot=direct,disk --junit boot.xml",
+    ),
+    (
+        "test",
+        "Execute a command in the guest; its exit status decides",
+        "ironboot test reg.example/os:1 --exec 'systemctl is-system-running --wait'",
+    ),
+    (
+        "test",
+        "Test again what failed there, as it was",
+        "ironboot test --reproduce failed/reg.example_os_1_amd64_disk",
+    ),
+    (
+        "ssh",
+        "A shell in a guest that runs in the background",
+        "ironboot ssh web",
+    ),
+    (
+        "ssh",
+        "One command; the exit status is the command's",
+        "ironboot ssh web -- systemctl is-system-running --wait",
+    ),
+    (
         "prepare",
         "The paths of the files that a VM needs",
         "ironboot prepare --json --name vm-1 reg.example/os:1 | jq .staged",

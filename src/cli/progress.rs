@@ -396,6 +396,10 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
             "warning: what is no longer needed is not removed: {reason}"
         )),
         Progress::HypervisorSaid(words) => Some(format!("QEMU: {}", Printable(&words))),
+        Progress::NotKept { label, reason } => Some(format!(
+            "warning: not all of {} is kept: {reason}",
+            Printable(&label)
+        )),
         Progress::StageReached {
             label,
             stage,

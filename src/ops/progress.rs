@@ -111,6 +111,13 @@ pub enum Progress {
     StatesUnknown(String),
     /// A VM is defined as it was asked for already.
     DefinedAlready(DomainName),
+    /// What was to be kept of a test that did not pass could not be.
+    NotKept {
+        /// What the test is called.
+        label: String,
+        /// Why not.
+        reason: String,
+    },
     /// The boot of a VM that is tested has come to a stage.
     StageReached {
         /// What the test is called.

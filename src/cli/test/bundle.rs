@@ -30,6 +30,8 @@ use crate::ops::Context;
 use super::words::Words;
 use super::{Judged, words};
 
+/// The file that describes the test.
+const TEST: &str = "test.json";
 /// Largest description of a test that is read, in bytes.
 const MAX_TEST_BYTES: u64 = 1 << 20;
 /// Words that one may have.
@@ -53,23 +55,30 @@ impl Shelf {
         Ok(place.map_err(FileError::of("create a directory in", &self.0))?)
     }
 
-    /// Keeps what is in `place` under the test's name, instead of what an earlier call has kept
-    /// there. `number` tells apart names that are the same once they are a directory's.
-    pub(super) fn keep(
-        &self,
-        place: TempDir,
-        name: &str,
-        number: usize,
-    ) -> Result<PathBuf, Report> {
-        let path = self.0.join(directory_name(name, number));
-        if path.join("test.json").is_file() {
-            fs::remove_dir_all(&path).map_err(FileError::of("remove", &path))?;
-        }
-        // Only an empty directory gives way to another.
+    /// Keeps what is in `place` under the test's name, instead of what an earlier call has kept of the
+    /// same test there. Another test that comes to the same name gets a number.
+    pub(super) fn keep(&self, place: TempDir, name: &str) -> Result<PathBuf, Report> {
+        let mut number = 0;
+        let path = loop {
+            let path = self.0.join(directory_name(name, number));
+            match files::read_small(&path.join(TEST), MAX_TEST_BYTES) {
+                Ok(Some(json)) if is_of(&json, name) => {
+                    fs::remove_dir_all(&path).map_err(FileError::of("remove", &path))?;
+                    break path;
+                }
+                _ if !path.exists() => break path,
+                _ => number += 1,
+            }
+        };
         fs::rename(place.path(), &path).map_err(FileError::of("create", &path))?;
         drop(place.keep());
         Ok(path)
     }
+}
+
+/// Whether what was kept is of the test of this name.
+fn is_of(json: &[u8], name: &str) -> bool {
+    serde_json::from_slice::<Value>(json).is_ok_and(|test| test["name"] == name)
 }
 
 /// The name of a test as that of a directory.
@@ -102,7 +111,7 @@ pub(super) async fn write(
         "withheld": withheld,
         "reason": verdict["reason"]["kind"],
     });
-    write_json(directory, "test.json", &test)?;
+    write_json(directory, TEST, &test)?;
     write_json(directory, "verdict.json", verdict)?;
     let mut versions = json!({
         "ironboot": env!("CARGO_PKG_VERSION"),
@@ -151,7 +160,7 @@ struct Line {
 /// Reads a test that was kept. `asked` is what was asked for now, which has the credentials that are
 /// not kept, and says what comes of it.
 pub(super) fn read(directory: &Path, asked: &TestArgs) -> Result<Kept, Report> {
-    let path = directory.join("test.json");
+    let path = directory.join(TEST);
     let shown = path.display();
     let json = match files::read_small(&path, MAX_TEST_BYTES) {
         Err(error) if error.source.kind() == io::ErrorKind::NotADirectory => None,

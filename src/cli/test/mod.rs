@@ -8,7 +8,7 @@ mod junit;
 mod verdict;
 mod words;
 
-use std::fs;
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -29,8 +29,8 @@ use crate::domain::Memory;
 use crate::expect::{Failure, Script};
 use crate::files::FileError;
 use crate::host;
-use crate::ops::Context;
 use crate::ops::test::{self, TestRequest, Tested};
+use crate::ops::{Context, Progress};
 
 use baseline::{Baseline, Compared};
 use bundle::Shelf;
@@ -126,6 +126,11 @@ pub(super) async fn execute(context: &Context<'_>, asked: TestArgs) -> Result<En
         .as_deref()
         .map(Shelf::at)
         .transpose()?;
+    if let Some(path) = &args.results.junit {
+        // Whoever waits for minutes is not told in the end that there is no such directory.
+        let open = OpenOptions::new().create(true).append(true).open(path);
+        drop(open.map_err(FileError::of("write", path))?);
+    }
     let mut cases = cases::cases(context, args)?;
     if let (Some(kept), [case]) = (&kept, &mut cases[..]) {
         case.name.clone_from(&kept.name);
@@ -140,16 +145,22 @@ pub(super) async fn execute(context: &Context<'_>, asked: TestArgs) -> Result<En
     }
     let mut judged = Vec::new();
     let mut objects = Vec::new();
-    for (number, (mut one, place)) in all.into_iter().enumerate() {
+    for (mut one, place) in all {
         let mut object = verdict::object(&one, &script, &context.store);
         if let (Some(shelf), Some(place), true) = (&shelf, place, one.verdict() != Verdict::Pass) {
-            bundle::write(context, place.path(), &one, args, &object).await?;
-            let same = judged
-                .iter()
-                .any(|other: &Judged| other.case.name == one.case.name);
-            let path = shelf.keep(place, &one.case.name, if same { number } else { 0 })?;
-            object["artifacts"] = json!(path);
-            one.bundle = Some(path);
+            let written = bundle::write(context, place.path(), &one, args, &object).await;
+            match written.and_then(|()| shelf.keep(place, &one.case.name)) {
+                Ok(path) => {
+                    object["artifacts"] = json!(path);
+                    one.bundle = Some(path);
+                }
+                Err(report) => {
+                    let causes = report.causes.iter().map(|cause| format!(": {cause}"));
+                    let reason = report.message.clone() + &causes.collect::<String>();
+                    let label = one.case.name.clone();
+                    (context.report)(Progress::NotKept { label, reason });
+                }
+            }
         }
         judged.push(one);
         objects.push(object);

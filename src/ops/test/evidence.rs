@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 
 use crate::domain::DomainSpec;
 use crate::files::FileError;
-use crate::ops::OpsError;
 use crate::ops::test::course::Heard;
 
 /// The VM's files that are kept, under their names.
@@ -21,7 +20,7 @@ const EVENTS: &str = "events.jsonl";
 const SPEC: &str = "domain.json";
 
 /// Copies what is there into `directory`, which is there.
-pub(super) fn keep(spec: &DomainSpec, events: &[Heard], directory: &Path) -> Result<(), OpsError> {
+pub(super) fn keep(spec: &DomainSpec, events: &[Heard], directory: &Path) -> Result<(), FileError> {
     for name in FILES {
         let copy = directory.join(name);
         match fs::copy(spec.directory.join(name), &copy) {
@@ -41,7 +40,7 @@ pub(super) fn keep(spec: &DomainSpec, events: &[Heard], directory: &Path) -> Res
     write(directory, SPEC, &format!("{spec:#}\n"))
 }
 
-fn write(directory: &Path, name: &str, text: &str) -> Result<(), OpsError> {
+fn write(directory: &Path, name: &str, text: &str) -> Result<(), FileError> {
     let path = directory.join(name);
-    Ok(fs::write(&path, text).map_err(FileError::of("write", &path))?)
+    fs::write(&path, text).map_err(FileError::of("write", &path))
 }

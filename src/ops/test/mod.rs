@@ -18,6 +18,7 @@ mod evidence;
 mod login;
 mod notices;
 
+use std::error::Error;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -27,7 +28,7 @@ use crate::domain::Accelerator;
 use crate::expect::{Failure, Script, Stage};
 use crate::ops::prepare::{InstanceRequest, Prepared};
 use crate::ops::run::{self, Booted};
-use crate::ops::{Context, OpsError};
+use crate::ops::{Context, OpsError, Progress};
 
 use course::Watch;
 
@@ -166,11 +167,21 @@ pub async fn test(
     let mut watch = Watch::new(context, &request, &running, limit);
     let watched = watch.verdict(&mut interrupted).await;
     let events = watch.events;
-    let kept = match &request.evidence {
-        Some(directory) => evidence::keep(running.spec(), &events, directory),
-        None => Ok(()),
-    };
+    if let Some(directory) = &request.evidence
+        && let Err(error) = evidence::keep(running.spec(), &events, directory)
+    {
+        // The verdict is worth more than what it was made from.
+        let (label, reason) = (request.label, with_source(&error));
+        (context.report)(Progress::NotKept { label, reason });
+    }
     let prepared = run::finish(context, running).await?;
-    kept?;
     Ok(watched?.map(|course| Tested { prepared, course }))
+}
+
+/// An error and what caused it.
+fn with_source(error: &dyn Error) -> String {
+    match error.source() {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
 }
