@@ -75,7 +75,7 @@ pub(super) const EXAMPLES: &[(&str, &str, &str)] = &[
     (
         "test",
         "Execute a command in the guest; its exit status decides",
-        "ironboot test reg.example/os:1 --exec 'systemctl is-system-running --wait'",
+        "ironboot test reg.example/os:1 --exec /usr/lib/os/self-test",
     ),
     (
         "test",

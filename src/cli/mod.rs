@@ -92,6 +92,17 @@ impl Ended {
         }
     }
 
+    /// Something went wrong besides. An exit status that tells of more stays.
+    fn say_as_well(&mut self, report: Report) {
+        if let Output::Both { json, .. } = &mut self.output {
+            json["error"] = report.to_json()["error"].take();
+        }
+        if self.exit_code == 0 {
+            self.exit_code = report.kind.exit_code();
+        }
+        self.report = Some(report);
+    }
+
     /// Ended with `text` or the fields of `json`, which tell of something that is wrong.
     fn wrong(text: String, mut json: Value, report: Report) -> Self {
         json["error"] = report.to_json()["error"].take();
@@ -131,7 +142,10 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
             let exit_code = ended.exit_code;
             match print(ended.output, json) {
                 Ok(()) => match ended.report.filter(|_| !json) {
-                    Some(report) => fail(&report, json),
+                    Some(report) => {
+                        fail(&report, json);
+                        ExitCode::from(exit_code)
+                    }
                     None => ExitCode::from(exit_code),
                 },
                 // Whoever read our output has seen enough.

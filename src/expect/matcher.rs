@@ -10,6 +10,24 @@ use crate::expect::{Failure, Pattern, Script, Stage, Step};
 /// How many of the last lines are kept for reports.
 const TAIL_LINES: usize = 40;
 
+/// How many lines that may tell the cause are kept, the first ones.
+const CLUES: usize = 5;
+
+/// What stands in lines that may tell why a boot fails, well before it is seen to have failed; none of
+/// it is a failure by itself.
+const CLUE_WORDS: [&str; 10] = [
+    "Initramfs unpacking failed",
+    "[FAILED]",
+    "[DEPEND]",
+    "[ TIME ]",
+    "Timed out waiting for device",
+    "VFS: Cannot open root device",
+    "EXT4-fs error",
+    "I/O error",
+    "Failed to mount ",
+    "segfault at ",
+];
+
 /// What happened on a console.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
@@ -38,7 +56,7 @@ pub enum Event {
         /// For [`Failure::FailOn`], which of [`Script::fail_on`].
         pattern: Option<usize>,
     },
-    /// All steps are done; nothing follows.
+    /// All steps are done; stages and a failure may follow.
     Passed {
         /// The line that was waited for last.
         line: String,
@@ -63,6 +81,7 @@ pub struct Matcher {
     /// Whether that is the unfinished one, as far as it had come then.
     is_unfinished: bool,
     tail: VecDeque<String>,
+    clues: Vec<String>,
 }
 
 impl Matcher {
@@ -80,12 +99,14 @@ impl Matcher {
             line: String::new(),
             is_unfinished: false,
             tail: VecDeque::new(),
+            clues: Vec::new(),
         }
     }
 
     /// Takes what the guest printed, in any pieces, and judges each line that is finished.
     ///
-    /// Behind [`Event::Failed`] or [`Event::Passed`] nothing comes any more, but lines are still kept.
+    /// Behind [`Event::Failed`] nothing comes any more, but lines are still kept. Behind [`Event::Passed`]
+    /// a boot may still fail, for those who wait for more than the console.
     pub fn read(&mut self, bytes: &[u8]) -> Vec<Event> {
         let mut events = Vec::new();
         if !self.is_over && matches!(self.script.steps[self.step..], [Step::Send(_), ..]) {
@@ -118,6 +139,7 @@ impl Matcher {
         self.next_line();
         self.lines = Lines::default();
         self.stage = None;
+        self.clues.clear();
         self.in_systemd_initramfs = false;
     }
 
@@ -142,6 +164,12 @@ impl Matcher {
                 Step::Expect(pattern) => Some(pattern),
                 Step::Send(_) => None,
             })
+    }
+
+    /// The first lines of this boot that may tell why it fails, such as an initramfs that could not be
+    /// unpacked; a boot that goes well may have some, too.
+    pub fn clues(&self) -> impl Iterator<Item = &str> {
+        self.clues.iter().map(String::as_str)
     }
 
     /// The last lines, at most 40, oldest first; an unfinished one is among them since [`Matcher::quiet`].
@@ -261,7 +289,6 @@ impl Matcher {
             self.step += 1;
         }
         if self.step == self.script.steps.len() {
-            self.is_over = true;
             let line = line.trim().to_owned();
             events.push(Event::Passed { line });
         }
@@ -277,6 +304,10 @@ impl Matcher {
             };
             kept.clear();
             kept.push_str(self.line.trim());
+            let is_clue = |line: &str| CLUE_WORDS.iter().any(|words| line.contains(words));
+            if self.clues.len() < CLUES && is_clue(&kept) {
+                self.clues.push(kept.clone());
+            }
             self.tail.push_back(kept);
         }
         self.is_unfinished = false;

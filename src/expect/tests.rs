@@ -234,7 +234,10 @@ fn summary(events: &[Event]) -> (String, String) {
         match event {
             Event::Reached { stage, .. } => stages.push(stage.as_str()),
             Event::Failed { failure, line, .. } => verdict = format!("{failure}: {line}"),
-            Event::Passed { line } => verdict = format!("up: {line}"),
+            Event::Passed { line } => {
+                verdict = format!("up: {line}");
+                break;
+            }
             Event::Matched { .. } | Event::Send(_) => {}
         }
     }

@@ -116,6 +116,9 @@ fn a_panic_fails_at_once_and_is_kept_and_reproduced() {
 
     let bundle = bundle.to_str().unwrap();
     let again = ["test", "--json", "--reproduce", bundle];
+    bench
+        .tries(&[&again[..], &["--timeout=1h"]].concat())
+        .with_code(2);
     let (kind, message) = bench.tries(&again).with_code(2).error();
     assert_eq!(kind, "usage");
     let asked = "credential app.secret was not kept; pass --set-credential app.secret:VALUE";
@@ -233,6 +236,27 @@ fn a_command_in_the_guest_decides_by_its_exit_status() {
     let message = test["reason"]["message"].as_str().unwrap();
     assert_eq!(message, "the command's exit status is 3; it said: broken");
     check(&["--ready=ssh"], 0);
+    // Its end is its own, and no refused login.
+    let test = check(&["--exec=exit 255"], 1);
+    assert_eq!(test["command"]["exit_status"], 255);
+    // What the console shows counts, though it has shown what was expected.
+    let panics = "--exec=echo c >/proc/sysrq-trigger; sleep 600";
+    let test = check(&["--expect=IRONBOOT-SSH", panics], 1);
+    assert_eq!(test["reason"]["kind"], "kernel-panic");
+
+    // What a guest says is nothing that a terminal or a runner obeys.
+    let says = r"--exec=printf 'a\033]0;x\007\r::add-mask::b ##[stop-commands]c\n'; exit 1";
+    let command = [&["test", &image, says][..], &MACHINE].concat();
+    let ended = bench.tries(&command).with_code(1);
+    assert!(ended.stdout.contains("command-failed"), "{}", ended.stdout);
+    let obeyed = |line: &str| line.contains("##[") || line.contains(['\x1b', '\r', '\x07']);
+    assert!(!ended.stdout.lines().any(obeyed), "{:?}", ended.stdout);
+
+    let command = ["test", &image, "--json", "--network=none", "--exec=true"];
+    assert_eq!(
+        bench.tries(&command).with_code(125).json()["tests"][0]["error"]["kind"],
+        "usage"
+    );
     bench.is_clean();
 }
 

@@ -75,6 +75,35 @@ pub(in crate::cli) struct PassArgs {
     pub max_regression: u32,
 }
 
+/// What a test that was kept says itself.
+const KEPT: [&str; 25] = [
+    "images",
+    "matrix",
+    "expect",
+    "send",
+    "fail_on",
+    "tolerate",
+    "ready",
+    "exec",
+    "timeout",
+    "max_boot_time",
+    "baseline",
+    "arch",
+    "variant",
+    "boot",
+    "cmdline",
+    "append",
+    "firmware",
+    "uki",
+    "cpus",
+    "memory",
+    "disk_size",
+    "smbios",
+    "hostname",
+    "accel",
+    "network",
+];
+
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "What comes of it")]
 pub(in crate::cli) struct ResultArgs {
@@ -85,8 +114,9 @@ pub(in crate::cli) struct ResultArgs {
     /// directory of its own
     #[arg(long, value_name = "DIR")]
     pub artifacts: Option<PathBuf>,
-    /// Test again what is in a directory that --artifacts has made, as it was
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["images", "matrix"])]
+    /// Test again what is in a directory that --artifacts has made, as it was; credentials and an
+    /// Ignition config are not in it, and are given again
+    #[arg(long, value_name = "DIR", conflicts_with_all = KEPT)]
     pub reproduce: Option<PathBuf>,
 }
 

@@ -8,7 +8,8 @@
 //!                    console.log, firmware.log, notices, qemu.log, events.jsonl, domain.json
 //! ```
 //!
-//! What a guest is given as a credential is not kept.
+//! What a guest is given as a credential or as an Ignition config is not kept; what is typed, added to
+//! its command line or put into its SMBIOS tables is.
 
 use std::fs;
 use std::io;
@@ -103,13 +104,18 @@ pub(super) async fn write(
     args: &TestArgs,
     verdict: &Value,
 ) -> Result<(), Report> {
-    let Words { words, withheld } = words::of(judged, args);
+    let Words {
+        words,
+        withheld,
+        withholds_ignition,
+    } = words::of(judged, args);
     let test = json!({
         "schema_version": 1,
         "name": judged.case.name,
         "words": words,
         "withheld": withheld,
-        "reason": verdict["reason"]["kind"],
+        "withholds_ignition": withholds_ignition,
+        "outcome": outcome(verdict),
     });
     write_json(directory, TEST, &test)?;
     write_json(directory, "verdict.json", verdict)?;
@@ -138,6 +144,16 @@ fn write_text(directory: &Path, name: &str, text: &str) -> Result<(), Report> {
     Ok(fs::write(&path, text).map_err(FileError::of("write", &path))?)
 }
 
+/// What came of a test, in two words at most: `pass`, `fail: kernel-panic`, `error: not-found`.
+pub(super) fn outcome(verdict: &Value) -> String {
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let kinds = [&verdict["reason"]["kind"], &verdict["error"]["kind"]];
+    match kinds.into_iter().find(|kind| kind.is_string()) {
+        Some(kind) => format!("{}: {}", word(&verdict["verdict"]), word(kind)),
+        None => word(&verdict["verdict"]),
+    }
+}
+
 /// A test that was kept.
 #[derive(Debug)]
 pub(super) struct Kept {
@@ -145,8 +161,8 @@ pub(super) struct Kept {
     pub args: TestArgs,
     /// Its name.
     pub name: String,
-    /// Why it failed, if it did.
-    pub reason: Option<String>,
+    /// What came of it, as [`outcome`] has it.
+    pub outcome: String,
 }
 
 /// The words of a test, as they are parsed on a command line.
@@ -186,13 +202,30 @@ pub(super) fn read(directory: &Path, asked: &TestArgs) -> Result<Kept, Report> {
     if args.results.reproduce.is_some() || args.images.len() != 1 || !args.matrix.is_empty() {
         return Err(refuse("it is not of one image"));
     }
-    args.machine
-        .set_credential
-        .clone_from(&asked.machine.set_credential);
-    let given = |name: &String| {
-        let mut given = asked.machine.set_credential.iter();
-        given.any(|credential| words::credential_id(&credential.name) == name.as_str())
-    };
+    let machine = &args.machine;
+    let has_credentials = !machine.set_credential.is_empty() || !machine.load_credential.is_empty();
+    if has_credentials || machine.ignition.is_some() {
+        return Err(refuse("it names files of this host"));
+    }
+    let name = test["name"].as_str().unwrap_or_default();
+    if name.is_empty() || test["outcome"].as_str().is_none() {
+        return Err(refuse("it has no name or outcome"));
+    }
+    let (set, load) = (
+        &asked.machine.set_credential,
+        &asked.machine.load_credential,
+    );
+    args.machine.set_credential.clone_from(set);
+    args.machine.load_credential.clone_from(load);
+    args.machine.ignition.clone_from(&asked.machine.ignition);
+    if test["withholds_ignition"] == true && args.machine.ignition.is_none() {
+        let message = "the Ignition config was not kept; pass --ignition FILE";
+        return Err(Report::usage(message.to_owned()));
+    }
+    let set = set.iter().map(|credential| &credential.name);
+    let names = set.chain(load.iter().map(|credential| &credential.name));
+    let ids: Vec<&str> = names.map(words::credential_id).collect();
+    let given = |name: &String| ids.contains(&name.as_str());
     if let Some(name) = withheld.iter().find(|name| !given(name)) {
         return Err(Report::usage(format!(
             "credential {name} was not kept; pass --set-credential {name}:VALUE"
@@ -201,8 +234,8 @@ pub(super) fn read(directory: &Path, asked: &TestArgs) -> Result<Kept, Report> {
     args.results.clone_from(&asked.results);
     Ok(Kept {
         args,
-        name: test["name"].as_str().unwrap_or_default().to_owned(),
-        reason: test["reason"].as_str().map(str::to_owned),
+        name: name.to_owned(),
+        outcome: test["outcome"].as_str().unwrap_or_default().to_owned(),
     })
 }
 

@@ -4,6 +4,7 @@ use crate::boot::FirmwareWish;
 use crate::cli::args::{Axis, BootWord, ChoiceArgs, ImageArgs, MachineArgs, PassArgs, TestArgs};
 use crate::cli::report::Report;
 use crate::cli::request::{absolute, generated_name, instance_request};
+use crate::domain::Nic;
 use crate::oci::Reference;
 use crate::ops::Context;
 use crate::ops::prepare::InstanceRequest;
@@ -128,7 +129,12 @@ impl Case {
         request.machine.ensure_console = true;
         request.machine.is_observed = true;
         // What is not asked for is not offered: an image is tested as it is.
-        request.machine.offers_ssh = pass.exec.is_some() || pass.ready() == Some(Ready::Ssh);
+        let asks_ssh = pass.exec.is_some() || pass.ready() == Some(Ready::Ssh);
+        if asks_ssh && !matches!(request.machine.nic, Some(Nic::User { .. })) {
+            let message = "--exec and --ready ssh need --network user";
+            return Err(Report::usage(message.to_owned()));
+        }
+        request.machine.offers_ssh = asks_ssh;
         Ok(request)
     }
 }

@@ -29,6 +29,7 @@ use crate::domain::Memory;
 use crate::expect::{Failure, Script};
 use crate::files::FileError;
 use crate::host;
+use crate::oci::Printable;
 use crate::ops::test::{self, TestRequest, Tested};
 use crate::ops::{Context, Progress};
 
@@ -136,10 +137,7 @@ pub(super) async fn execute(context: &Context<'_>, asked: TestArgs) -> Result<En
         case.name.clone_from(&kept.name);
     }
     let started = Instant::now();
-    let mut all = match run_all(context, args, &script, shelf.as_ref(), cases).await? {
-        Ok(all) => all,
-        Err(number) => return Ok(Ended::by_signal(number)),
-    };
+    let (mut all, signal) = run_all(context, args, &script, shelf.as_ref(), cases).await?;
     for (judged, _) in &mut all {
         compare(judged, baseline.as_ref(), args.pass.max_regression);
     }
@@ -166,18 +164,31 @@ pub(super) async fn execute(context: &Context<'_>, asked: TestArgs) -> Result<En
         objects.push(object);
     }
     let seconds = started.elapsed().as_secs_f64();
+    let mut ended = ended(&judged, objects, kept.as_ref(), seconds);
+    if let Some(number) = signal {
+        ended.exit_code = Ended::by_signal(number).exit_code;
+    }
+    if let Err(report) = publish(&judged, args, seconds) {
+        // Beside the verdicts, which were there before it.
+        ended.say_as_well(report);
+    }
+    Ok(ended)
+}
+
+/// Writes the verdicts for those who do not read what is printed.
+fn publish(judged: &[Judged], args: &TestArgs, seconds: f64) -> Result<(), Report> {
     if let Some(path) = &args.results.junit {
-        let written = junit::document(&judged, seconds).and_then(|xml| fs::write(path, xml));
+        let written = junit::document(judged, seconds).and_then(|xml| fs::write(path, xml));
         written.map_err(FileError::of("write", path))?;
     }
     if let Some(github) = environment::github() {
         // A runner that has gone reads nothing any more.
-        drop(io::stderr().write_all(github::annotations(&judged).as_bytes()));
+        drop(io::stderr().write_all(github::annotations(judged).as_bytes()));
         if let Some(summary) = &github.summary {
-            github::summarize(&judged, summary)?;
+            github::summarize(judged, summary)?;
         }
     }
-    Ok(ended(&judged, objects, kept.as_ref(), seconds))
+    Ok(())
 }
 
 /// What is printed in the end.
@@ -199,13 +210,15 @@ fn ended(
         "seconds": seconds,
         "tests": objects,
     });
-    if let (Some(kept), Some(reason)) = (kept, json["tests"][0].get("reason")) {
-        let now = reason["kind"].as_str().map(str::to_owned);
-        let is_same = now == kept.reason;
-        let word = |reason: &Option<String>| reason.clone().unwrap_or_else(|| "passed".to_owned());
+    if let (Some(kept), [object]) = (
+        kept,
+        &json["tests"].as_array().cloned().unwrap_or_default()[..],
+    ) {
+        let now = bundle::outcome(object);
+        let is_same = now == kept.outcome;
         text.push_str(&match is_same {
-            true => format!("as it was kept: {}\n", word(&now)),
-            false => format!("not as it was kept: {} then\n", word(&kept.reason)),
+            true => format!("as it was kept: {now}\n"),
+            false => format!("not as it was kept: {} then\n", Printable(&kept.outcome)),
         });
         json["reproduced"] = json!(is_same);
     }
@@ -225,19 +238,22 @@ fn exit_code(judged: &[Judged]) -> u8 {
     weighty.unwrap_or_else(|| codes.into_iter().find(|code| *code != 0).unwrap_or(0))
 }
 
-/// Runs the tests, as many at once as there is room for. The number of a signal, if one came.
+/// A test that has ended, and what was kept of it so far.
+type Finished = (Judged, Option<TempDir>);
+
+/// Runs the tests, as many at once as there is room for, and gives those that came to an end, in their
+/// order; and the number of a signal, if one came before the others did.
 async fn run_all(
     context: &Context<'_>,
     args: &TestArgs,
     script: &Script,
     shelf: Option<&Shelf>,
     cases: Vec<Case>,
-) -> Result<Result<Vec<(Judged, Option<TempDir>)>, u8>, Report> {
+) -> Result<(Vec<Finished>, Option<u8>), Report> {
     let mut signals = Signals::listen();
     let (tell, told) = watch::channel(false);
     let room = Room::new(args);
-    let jobs = jobs(args);
-    let tests = cases.into_iter().map(|case| {
+    let tests = cases.into_iter().enumerate().map(|(number, case)| {
         let (room, told) = (&room, told.clone());
         async move {
             let place = shelf.map(Shelf::place).transpose()?;
@@ -253,10 +269,11 @@ async fn run_all(
                 compared: Compared::Not,
                 bundle: None,
             };
-            Ok::<_, Report>(Some((judged, place)))
+            Ok::<_, Report>(Some((number, (judged, place))))
         }
     });
-    let mut all = pin!(stream::iter(tests).buffered(jobs).collect::<Vec<_>>());
+    let tests = stream::iter(tests).buffer_unordered(jobs(args));
+    let mut all = pin!(tests.collect::<Vec<_>>());
     let mut signal = None;
     let all = loop {
         tokio::select! {
@@ -267,11 +284,13 @@ async fn run_all(
             }
         }
     };
-    if let Some(number) = signal {
-        return Ok(Err(number));
-    }
     let all: Result<Vec<_>, Report> = all.into_iter().collect();
-    Ok(Ok(all?.into_iter().flatten().collect()))
+    let mut all: Vec<_> = all?.into_iter().flatten().collect();
+    all.sort_by_key(|(number, _)| *number);
+    Ok((
+        all.into_iter().map(|(_, finished)| finished).collect(),
+        signal,
+    ))
 }
 
 async fn run_one(

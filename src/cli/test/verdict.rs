@@ -110,6 +110,7 @@ fn course(course: &Course, script: &Script) -> Value {
             "output": executed.output,
         })),
         "resets": course.resets,
+        "clues": course.clues,
         "console_tail": course.tail,
     })
 }
@@ -152,10 +153,18 @@ pub(super) fn text(judged: &Judged) -> String {
     };
     let kind = failure.as_str();
     let mut text = format!(
-        "FAIL  {name}: {kind} after {at:.1} s, {method} boot by {accelerator}\n      {message}\n"
+        "FAIL  {name}: {kind} after {at:.1} s, {method} boot by {accelerator}\n      {}\n",
+        shown(message)
     );
     if let Some(line) = line {
-        text.push_str(&format!("      line: {}\n", Printable(line)));
+        text.push_str(&format!("      line: {}\n", shown(line)));
+    }
+    for clue in course
+        .clues
+        .iter()
+        .filter(|clue| Some(*clue) != line.as_ref())
+    {
+        text.push_str(&format!("      before: {}\n", shown(clue)));
     }
     text.push_str(&format!("      hint: {}\n", failure.hint()));
     let tail = &course.tail;
@@ -163,10 +172,16 @@ pub(super) fn text(judged: &Judged) -> String {
         text.push_str("      the console's last lines:\n");
     }
     for line in &tail[tail.len().saturating_sub(SHOWN_LINES)..] {
-        text.push_str(&format!("        | {}\n", Printable(line)));
+        text.push_str(&format!("        | {}\n", shown(line)));
     }
     text.push_str(&kept(judged));
     text
+}
+
+/// What a guest has said, harmless: a terminal obeys control characters, and GitHub's runner obeys
+/// `##[…]` wherever it stands in a line.
+fn shown(said: &str) -> String {
+    Printable(said).to_string().replace("##[", "## [")
 }
 
 fn kept(judged: &Judged) -> String {

@@ -1,12 +1,10 @@
 //! A test as the words of a command line that asks for the same again.
 
 use std::fmt::Display;
-use std::path::{Path, PathBuf};
 
 use crate::cli::args::{
     ChoiceArgs, Credential, CredentialFile, MachineArgs, NetworkWord, PassArgs, TestArgs,
 };
-use crate::cli::environment;
 use crate::domain::FwCfgName;
 use crate::expect::Step;
 
@@ -18,8 +16,11 @@ use super::cases::{Case, value_name};
 pub(super) struct Words {
     /// The words behind `test`.
     pub words: Vec<String>,
-    /// The ids of credentials that are not among them.
+    /// The ids of credentials, which are not among them: a bundle is shown to others, and whoever gets one
+    /// from others would give its image a file of his own.
     pub withheld: Vec<String>,
+    /// Whether there was an Ignition config, likewise.
+    pub withholds_ignition: bool,
 }
 
 impl Words {
@@ -97,15 +98,12 @@ fn add_machine(words: &mut Words, machine: &MachineArgs) {
     words.option("cpus", cpus);
     words.option("memory", format!("{}M", memory.mib()));
     words.options("disk-size", disk_size);
-    if let Some(path) = ignition {
-        words.option("ignition", absolute(path).display());
-    }
+    words.withholds_ignition = ignition.is_some();
     for Credential { name, value: _ } in set_credential {
         words.withheld.push(credential_id(name).to_owned());
     }
-    for CredentialFile { name, path } in load_credential {
-        let (id, path) = (credential_id(name), absolute(path));
-        words.option("load-credential", format!("{id}:{}", path.display()));
+    for CredentialFile { name, path: _ } in load_credential {
+        words.withheld.push(credential_id(name).to_owned());
     }
     words.options("smbios", smbios);
     words.options("hostname", hostname);
@@ -149,11 +147,6 @@ fn add_pass(words: &mut Words, pass: &PassArgs) {
         "max-boot-time",
         max_boot_time.map(|time| format!("{}s", time.as_secs_f64())),
     );
-}
-
-/// A path that means the same wherever we are called.
-fn absolute(path: &Path) -> PathBuf {
-    environment::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 /// The id of a credential, without what makes a file's name of it.

@@ -35,7 +35,28 @@ fn patterns_are_met_in_order_and_in_one_line_behind_each_other() {
     assert_eq!(matcher.awaited().unwrap().as_str(), "b");
     assert_eq!(matcher.read(b"a b\r\n"), [matched(2, "a b"), passed("a b")]);
     assert!(matcher.awaited().is_none());
-    assert_eq!(matcher.read(b"b\nKernel panic - not syncing: x\n"), []);
+    // The rest is for those who wait for more than the console.
+    let rest = matcher.read(b"b\nKernel panic - not syncing: x\nKernel panic - not syncing: y\n");
+    let panic = "Kernel panic - not syncing: x";
+    let failed = Event::Failed {
+        failure: Failure::KernelPanic,
+        line: panic.to_owned(),
+        pattern: None,
+    };
+    assert_eq!(rest, [reached(Stage::Kernel, panic), failed]);
+}
+
+#[test]
+fn what_may_tell_the_cause_is_kept_until_the_next_boot() {
+    let mut matcher = Matcher::new(script(&["never"]));
+    let failed = "[FAILED] Failed to mount /data.";
+    matcher.read(b"[    1.0] Initramfs unpacking failed: x\n[  OK  ] fine\n");
+    matcher.read(format!("{failed}\n").repeat(9).as_bytes());
+    let clues: Vec<&str> = matcher.clues().collect();
+    let first = "[    1.0] Initramfs unpacking failed: x";
+    assert_eq!(clues, [first, failed, failed, failed, failed]);
+    matcher.restarted();
+    assert_eq!(matcher.clues().count(), 0);
 }
 
 #[test]

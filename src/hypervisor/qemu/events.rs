@@ -42,8 +42,6 @@ pub struct Event {
 pub enum Happening {
     /// The guest has reset the machine, which starts again.
     Reset,
-    /// The machine is off.
-    Off,
     /// Something keeps the VM from running.
     Trouble(Trouble),
     /// Nothing that decides anything.
@@ -116,7 +114,6 @@ impl Events {
         };
         let found = match message["event"].as_str() {
             Some("RESET") if message["data"]["guest"] == true => return Happening::Reset,
-            Some("SHUTDOWN") => return Happening::Off,
             Some("GUEST_PANICKED") => trouble("guest-panicked"),
             Some("BLOCK_IO_ERROR") if message["data"]["action"] == "stop" => trouble("io-error"),
             Some(_) => None,
@@ -191,7 +188,7 @@ mod tests {
                 Happening::Reset,
                 Happening::Other,
                 Happening::Trouble(Trouble::Internal(words)),
-                Happening::Off,
+                Happening::Other,
             ]
         );
     }

@@ -1,11 +1,13 @@
 //! A boot, watched to its verdict.
 
+use std::collections::VecDeque;
 use std::mem;
 use std::time::Duration;
 
 use serde_json::Value;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 
 use crate::domain::DomainSpec;
 use crate::expect::{self, Failure, Matcher};
@@ -16,7 +18,7 @@ use crate::ops::run::Running;
 use crate::ops::ssh::{self, Asks, Login, SshError};
 use crate::ops::test::login::{self, Answer};
 use crate::ops::test::notices::{Notice, Notices};
-use crate::ops::test::{Course, Executed, Met, Reached, Ready, Reason, TestRequest};
+use crate::ops::test::{Course, Executed, Met, Reached, Ready, Reason, TestRequest, told};
 use crate::ops::{Context, OpsError, Progress};
 
 /// How often the console is looked at.
@@ -42,6 +44,14 @@ pub(super) struct Heard {
     pub message: Value,
 }
 
+/// How a watch ends.
+#[derive(Debug)]
+enum Decision {
+    Passed,
+    Failed(Reason),
+    Interrupted,
+}
+
 /// What is known of a boot so far.
 pub(super) struct Watch<'a> {
     context: &'a Context<'a>,
@@ -56,6 +66,9 @@ pub(super) struct Watch<'a> {
     /// When something was printed last; none if its rest was judged since.
     printed_at: Option<Instant>,
     keyboard: Option<Console>,
+    /// What was not taken from us yet.
+    typed: VecDeque<Vec<u8>>,
+    fail_on: Vec<String>,
     notices: Notices,
     /// What must still happen.
     awaits_script: bool,
@@ -89,6 +102,13 @@ impl<'a> Watch<'a> {
             printed_bytes: 0,
             printed_at: None,
             keyboard: None,
+            typed: VecDeque::new(),
+            fail_on: request
+                .script
+                .fail_on
+                .iter()
+                .map(ToString::to_string)
+                .collect(),
             notices: Notices::of(spec.notices()),
             awaits_script: !request.script.steps.is_empty(),
             awaits_notice: request.ready == Some(Ready::Notice),
@@ -112,34 +132,37 @@ impl<'a> Watch<'a> {
         if let Some(keyboard) = self.keyboard.take() {
             keyboard.close().await;
         }
-        let Some(failed) = decided? else {
-            return Ok(None);
-        };
+        let decision = decided?;
         let decided = self.started.elapsed();
+        let failed = match decision {
+            Decision::Interrupted => return Ok(None),
+            Decision::Passed => self.too_slow(decided),
+            Decision::Failed(reason) => Some(reason),
+        };
         Ok(Some(Course {
-            failed: failed.or_else(|| self.too_slow(decided)),
+            failed,
             decided,
             limit: self.limit,
             stages: mem::take(&mut self.stages),
             met: mem::take(&mut self.met),
             executed: self.executed.take(),
             resets: self.resets,
+            clues: self.matcher.clues().map(str::to_owned).collect(),
             tail: self.matcher.lines().map(str::to_owned).collect(),
         }))
     }
 
-    /// The verdict: none within if it has passed, none at all if it was interrupted.
     async fn decide(
         &mut self,
         interrupted: &mut watch::Receiver<bool>,
-    ) -> Result<Option<Option<Reason>>, OpsError> {
+    ) -> Result<Decision, OpsError> {
         let deadline = self.started + self.limit;
         // QEMU is asked for the port, and can not be while it is listened to.
         let mut ssh = match self.awaits_ssh {
-            true => {
-                let login = self.login().await?;
-                Some(Box::pin(login::ask(login, self.command.clone(), deadline)))
-            }
+            true => self.login().await?.map(|login| {
+                let ask = login::ask(login, self.command.clone(), deadline);
+                Box::pin(ask)
+            }),
             false => None,
         };
         let mut monitor = Events::open(&self.spec).await?;
@@ -147,23 +170,24 @@ impl<'a> Watch<'a> {
             // Asked before the console is read to its end, so that nothing is missed.
             let has_ended =
                 monitor.is_none() && Qemu.state(&self.spec).await? != DomainState::Running;
-            if let Some(verdict) = self.read().await? {
-                return Ok(Some(verdict));
+            if let Some(decision) = self.read().await? {
+                return Ok(decision);
             }
             if (has_ended || self.is_quiet())
-                && let Some(verdict) = self.judge_rest().await?
+                && let Some(decision) = self.judge_rest().await?
             {
-                return Ok(Some(verdict));
+                return Ok(decision);
             }
             if has_ended {
-                return Ok(Some(Some(self.guest_exit())));
+                return Ok(Decision::Failed(self.guest_exit()));
             }
             if Instant::now() >= deadline {
-                return Ok(Some(Some(self.timeout())));
+                return Ok(Decision::Failed(self.timeout()));
             }
             if look % LOOKS_PER_MEASURE == 0 && self.floods() {
-                return Ok(Some(Some(self.flood())));
+                return Ok(Decision::Failed(self.flood()));
             }
+            self.type_on();
             let event = async {
                 match &mut monitor {
                     Some(monitor) => monitor.next().await,
@@ -180,26 +204,32 @@ impl<'a> Watch<'a> {
                 answer = answer => {
                     ssh = None;
                     if let Some(reason) = self.answered(answer?) {
-                        return Ok(Some(Some(reason)));
+                        return Ok(Decision::Failed(reason));
                     }
                 },
                 event = event => match event {
-                    Some(event) => if let Some(reason) = self.hear(event) {
-                        return Ok(Some(Some(reason)));
-                    },
+                    Some(event) => {
+                        // What was printed before it is of the boot that it ends.
+                        if event.happening == Happening::Reset
+                            && let Some(decision) = self.read().await?
+                        {
+                            return Ok(decision);
+                        }
+                        if let Some(reason) = self.hear(event) {
+                            return Ok(Decision::Failed(reason));
+                        }
+                    }
                     None => monitor = None,
                 },
-                told = interrupted.wait_for(|told| *told) => if told.is_ok() {
-                    return Ok(None);
-                },
+                () = told(interrupted) => return Ok(Decision::Interrupted),
                 () = sleep(POLL) => {}
             }
         }
         unreachable!("it has a deadline")
     }
 
-    /// Reads what the guest has said; a verdict, if that decides.
-    async fn read(&mut self) -> Result<Option<Option<Reason>>, OpsError> {
+    /// Reads what the guest has said; the decision, if there is one.
+    async fn read(&mut self) -> Result<Option<Decision>, OpsError> {
         loop {
             let mut printed = Vec::new();
             let mut sink = |bytes: &[u8]| {
@@ -212,12 +242,12 @@ impl<'a> Watch<'a> {
             self.printed_bytes += printed.len() as u64;
             self.printed_at = Some(Instant::now());
             for event in self.matcher.read(&printed) {
-                if let Some(verdict) = self.see(event).await? {
-                    return Ok(Some(verdict));
+                if let Some(decision) = self.see(event).await? {
+                    return Ok(Some(decision));
                 }
             }
             if self.printed_bytes > MAX_PRINTED_BYTES {
-                return Ok(Some(Some(self.flood())));
+                return Ok(Some(Decision::Failed(self.flood())));
             }
         }
         for notice in self.notices.next()? {
@@ -225,11 +255,12 @@ impl<'a> Watch<'a> {
                 Notice::Ready | Notice::ExitStatus(0) => self.awaits_notice = false,
                 Notice::ExitStatus(status) => {
                     let message = format!("the guest told of an exit status of {status}");
-                    return Ok(Some(Some(self.reason(Failure::CommandFailed, message))));
+                    let reason = self.reason(Failure::CommandFailed, message);
+                    return Ok(Some(Decision::Failed(reason)));
                 }
             }
         }
-        Ok(self.passes().then_some(None))
+        Ok(self.passes().then_some(Decision::Passed))
     }
 
     fn is_quiet(&self) -> bool {
@@ -237,11 +268,11 @@ impl<'a> Watch<'a> {
     }
 
     /// Judges a line that has no end: it may be a prompt.
-    async fn judge_rest(&mut self) -> Result<Option<Option<Reason>>, OpsError> {
+    async fn judge_rest(&mut self) -> Result<Option<Decision>, OpsError> {
         self.printed_at = None;
         for event in self.matcher.quiet() {
-            if let Some(verdict) = self.see(event).await? {
-                return Ok(Some(verdict));
+            if let Some(decision) = self.see(event).await? {
+                return Ok(Some(decision));
             }
         }
         Ok(None)
@@ -251,8 +282,8 @@ impl<'a> Watch<'a> {
         !self.awaits_script && !self.awaits_notice && !self.awaits_ssh
     }
 
-    /// Takes in what the console has shown; a verdict, if that decides.
-    async fn see(&mut self, event: expect::Event) -> Result<Option<Option<Reason>>, OpsError> {
+    /// Takes in what the console has shown; the decision, if there is one.
+    async fn see(&mut self, event: expect::Event) -> Result<Option<Decision>, OpsError> {
         let after = self.started.elapsed();
         match event {
             expect::Event::Reached { stage, line } => {
@@ -268,24 +299,28 @@ impl<'a> Watch<'a> {
                 self.met.push(Met { step, after, line });
             }
             expect::Event::Send(bytes) => self.send(bytes).await?,
-            expect::Event::Failed { failure, line, .. } => {
-                let message = failure.meaning().to_owned();
-                let line = Some(line);
-                return Ok(Some(Some(Reason {
+            expect::Event::Failed {
+                failure,
+                line,
+                pattern,
+            } => {
+                let pattern = pattern.and_then(|place| self.fail_on.get(place));
+                let pattern = pattern.map(|pattern| format!(": `{pattern}`"));
+                return Ok(Some(Decision::Failed(Reason {
                     failure,
-                    message,
-                    line,
+                    message: failure.meaning().to_owned() + &pattern.unwrap_or_default(),
+                    line: Some(line),
                 })));
             }
             expect::Event::Passed { .. } => {
                 self.awaits_script = false;
-                return Ok(self.passes().then_some(None));
+                return Ok(self.passes().then_some(Decision::Passed));
             }
         }
         Ok(None)
     }
 
-    /// Types on the guest's keyboard, for as long as there is time.
+    /// Types on the guest's keyboard, as fast as it is read.
     async fn send(&mut self, bytes: Vec<u8>) -> Result<(), OpsError> {
         if self.keyboard.is_none() {
             match Qemu.console(&self.spec).await {
@@ -295,23 +330,40 @@ impl<'a> Watch<'a> {
                 Err(error) => return Err(error.into()),
             }
         }
-        if let Some(keyboard) = &self.keyboard {
-            // What is not taken in time, or by a VM that has ended, is told by the next look.
-            drop(timeout_at(self.started + self.limit, keyboard.input.send(bytes)).await);
-        }
+        self.typed.push_back(bytes);
+        self.type_on();
         Ok(())
     }
 
-    async fn login(&self) -> Result<Login, OpsError> {
-        let port = ssh::port(&self.spec).await?;
+    /// Gives what is typed to the guest, as far as it is taken.
+    fn type_on(&mut self) {
+        let Some(keyboard) = &self.keyboard else {
+            return;
+        };
+        while let Some(bytes) = self.typed.pop_front() {
+            match keyboard.input.try_send(bytes) {
+                Ok(()) => {}
+                Err(TrySendError::Full(bytes)) => return self.typed.push_front(bytes),
+                // It has ended, which is seen at the next look.
+                Err(TrySendError::Closed(_)) => return,
+            }
+        }
+    }
+
+    /// How to log in to the guest; none if it has ended.
+    async fn login(&self) -> Result<Option<Login>, OpsError> {
+        let port = match ssh::port(&self.spec).await {
+            Err(_) if Qemu.state(&self.spec).await? != DomainState::Running => return Ok(None),
+            port => port?,
+        };
         let name = || self.spec.name.clone();
-        Ok(Login {
+        Ok(Some(Login {
             port: port.ok_or_else(|| SshError::NoPort { name: name() })?,
             user: "root".to_owned(),
             directory: self.spec.directory.clone(),
             offers: ssh::key::offers(&self.context.store, &self.spec)?,
             asks: Asks::Nobody,
-        })
+        }))
     }
 
     /// Takes in what SSH has told; why it failed, if that decides.
@@ -361,7 +413,7 @@ impl<'a> Watch<'a> {
             Happening::Trouble(trouble) => {
                 Some(self.reason(Failure::HypervisorError, trouble.to_string()))
             }
-            Happening::Off | Happening::Other => None,
+            Happening::Other => None,
         }
     }
 
@@ -409,7 +461,9 @@ impl<'a> Watch<'a> {
     }
 
     fn floods(&self) -> bool {
-        let logs = [self.spec.firmware_log(), self.spec.notices()];
+        // A guest may make QEMU warn as often as it likes.
+        let qemu = self.spec.directory.join("qemu.log");
+        let logs = [self.spec.firmware_log(), self.spec.notices(), qemu];
         let size = |path| std::fs::metadata(path).map_or(0, |file| file.len());
         logs.iter().any(|log| size(log) > MAX_PRINTED_BYTES)
     }

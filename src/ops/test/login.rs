@@ -49,12 +49,12 @@ pub(super) async fn ask(
     let Some(command) = command else {
         return Ok(Answer::Ready);
     };
-    let words = [command];
+    // The command itself is executed once: what it does may not be for doing twice.
     let mut attempt = 1;
     loop {
-        let executed = execute(&login, &words).await?;
+        let executed = execute(&login, "true").await?;
         if executed.status != Some(FAILED) {
-            return Ok(Answer::Executed(executed));
+            break;
         }
         if attempt == ATTEMPTS {
             return Ok(Answer::Refused(executed.output));
@@ -62,14 +62,15 @@ pub(super) async fn ask(
         attempt += 1;
         sleep(PAUSE).await;
     }
+    Ok(Answer::Executed(execute(&login, &command).await?))
 }
 
-async fn execute(login: &Login, words: &[String; 1]) -> Result<Executed, OpsError> {
+async fn execute(login: &Login, command: &str) -> Result<Executed, OpsError> {
     let failed = |source| SshError::Program {
         program: "ssh",
         source,
     };
-    let mut child = Command::from(ssh::command(login, words))
+    let mut child = Command::from(ssh::command(login, &[command.to_owned()]))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -28,7 +28,7 @@ use crate::domain::Accelerator;
 use crate::expect::{Failure, Script, Stage};
 use crate::ops::prepare::{InstanceRequest, Prepared};
 use crate::ops::run::{self, Booted};
-use crate::ops::{Context, OpsError, Progress};
+use crate::ops::{Context, OpsError, Progress, blocking};
 
 use course::Watch;
 
@@ -93,6 +93,8 @@ pub struct Course {
     pub executed: Option<Executed>,
     /// How often the guest has reset the machine.
     pub resets: u32,
+    /// The first lines of its console that may tell why it failed.
+    pub clues: Vec<String>,
     /// The last lines of its console.
     pub tail: Vec<String>,
 }
@@ -149,12 +151,7 @@ pub async fn test(
     mut interrupted: watch::Receiver<bool>,
 ) -> Result<Option<Tested>, OpsError> {
     let mut told_to_end = interrupted.clone();
-    // Whoever could interrupt it is gone: it is not interrupted any more.
-    let end = async {
-        if told_to_end.wait_for(|told| *told).await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
+    let end = told(&mut told_to_end);
     let running = match run::boot(context, &request.instance, end).await? {
         Booted::Running(running) => *running,
         Booted::Ended(()) => return Ok(None),
@@ -167,15 +164,24 @@ pub async fn test(
     let mut watch = Watch::new(context, &request, &running, limit);
     let watched = watch.verdict(&mut interrupted).await;
     let events = watch.events;
-    if let Some(directory) = &request.evidence
-        && let Err(error) = evidence::keep(running.spec(), &events, directory)
-    {
-        // The verdict is worth more than what it was made from.
-        let (label, reason) = (request.label, with_source(&error));
-        (context.report)(Progress::NotKept { label, reason });
+    if let Some(directory) = request.evidence {
+        let spec = running.spec().clone();
+        let kept = blocking(move || evidence::keep(&spec, &events, &directory)).await;
+        if let Err(error) = kept {
+            // The verdict is worth more than what it was made from.
+            let (label, reason) = (request.label, with_source(&error));
+            (context.report)(Progress::NotKept { label, reason });
+        }
     }
     let prepared = run::finish(context, running).await?;
     Ok(watched?.map(|course| Tested { prepared, course }))
+}
+
+/// Waits until it is interrupted; for ever, if whoever could interrupt it is gone.
+async fn told(interrupted: &mut watch::Receiver<bool>) {
+    if interrupted.wait_for(|told| *told).await.is_err() {
+        std::future::pending().await
+    }
 }
 
 /// An error and what caused it.
