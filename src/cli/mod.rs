@@ -60,8 +60,8 @@ enum Output {
 struct Ended {
     output: Output,
     exit_code: u8,
-    /// What is wrong with what is in the output, if something is.
-    report: Option<Report>,
+    /// What is wrong with what is in the output, or missing from it.
+    reports: Vec<Report>,
 }
 
 impl Ended {
@@ -70,7 +70,7 @@ impl Ended {
         Self {
             output: Output::Nothing,
             exit_code: 0,
-            report: None,
+            reports: Vec::new(),
         }
     }
 
@@ -79,7 +79,7 @@ impl Ended {
         Self {
             output: Output::Nothing,
             exit_code: 128 + number,
-            report: None,
+            reports: Vec::new(),
         }
     }
 
@@ -88,7 +88,7 @@ impl Ended {
         Self {
             output: Output::Both { text, json },
             exit_code: 0,
-            report: None,
+            reports: Vec::new(),
         }
     }
 
@@ -100,7 +100,7 @@ impl Ended {
         if self.exit_code == 0 {
             self.exit_code = report.kind.exit_code();
         }
-        self.report = Some(report);
+        self.reports.push(report);
     }
 
     /// Ended with `text` or the fields of `json`, which tell of something that is wrong.
@@ -109,8 +109,21 @@ impl Ended {
         Self {
             output: Output::Both { text, json },
             exit_code: report.kind.exit_code(),
-            report: Some(report),
+            reports: vec![report],
         }
+    }
+
+    /// Ended with `text` or the fields of `json` for what has worked, and `first` and `others` for what
+    /// has not.
+    fn partly(text: String, mut json: Value, first: Report, others: Vec<Report>) -> Self {
+        let mut errors: Vec<Value> = Vec::new();
+        for report in std::iter::once(&first).chain(&others) {
+            errors.push(report.to_json()["error"].take());
+        }
+        json["errors"] = Value::from(errors);
+        let mut ended = Self::wrong(text, json, first);
+        ended.reports.extend(others);
+        ended
     }
 }
 
@@ -141,13 +154,13 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> ExitCode {
         Ok(ended) => {
             let exit_code = ended.exit_code;
             match print(ended.output, json) {
-                Ok(()) => match ended.report.filter(|_| !json) {
-                    Some(report) => {
-                        fail(&report, json);
-                        ExitCode::from(exit_code)
+                Ok(()) => {
+                    // Under --json they are in the one object.
+                    for report in ended.reports.iter().filter(|_| !json) {
+                        fail(report, json);
                     }
-                    None => ExitCode::from(exit_code),
-                },
+                    ExitCode::from(exit_code)
+                }
                 // Whoever read our output has seen enough.
                 Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                     ExitCode::from(exit_code)

@@ -92,6 +92,6 @@ async fn execute_words(
     Ok(Ended {
         output: Output::Nothing,
         exit_code: code.unwrap_or(FAILED),
-        report: None,
+        reports: Vec::new(),
     })
 }

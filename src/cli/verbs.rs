@@ -1,5 +1,6 @@
 //! One function a verb: from what was typed to a use case, and from its result to output.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
@@ -282,10 +283,18 @@ async fn pull(
         .map(|request| pull::pull(context, request, extent));
     let pulls = stream::iter(pulls).buffered(PULLS_AT_ONCE);
     let pulled: Vec<Result<Pulled, OpsError>> = pulls.collect().await;
+    let is_one = pulled.len() == 1;
     let mut lines = String::new();
     let mut objects = Vec::new();
+    let mut failures: VecDeque<Report> = VecDeque::new();
     for pulled in pulled {
-        let pulled = pulled?;
+        let pulled = match pulled {
+            Ok(pulled) => pulled,
+            Err(error) => {
+                failures.push_back(error.into());
+                continue;
+            }
+        };
         lines.push_str(&format!("{}\n", pulled.selected.image.manifest_digest));
         let plan = pulled.plan.as_ref().ok();
         let plan = plan.map(|(plan, inspected)| Planned {
@@ -302,11 +311,18 @@ async fn pull(
         ));
     }
     // One image is one object, as in `plan`; several are a list of such.
-    let json = match objects.len() {
-        1 => objects.remove(0),
-        _ => json!({"images": objects}),
+    let json = match objects.pop() {
+        Some(only) if is_one => only,
+        last => {
+            objects.extend(last);
+            json!({"images": objects})
+        }
     };
-    Ok(Ended::with(lines, json))
+    match failures.pop_front() {
+        None => Ok(Ended::with(lines, json)),
+        Some(failure) if is_one => Err(failure),
+        Some(first) => Ok(Ended::partly(lines, json, first, failures.into())),
+    }
 }
 
 async fn prepare(context: &Context<'_>, request: InstanceRequest) -> Result<Ended, Report> {

@@ -145,14 +145,51 @@ fn several_images_are_pulled_at_once_and_told_in_their_order() {
     let output = sandbox.run(&line);
     let expected: String = names.iter().map(|name| format!("{name}\n")).collect();
     assert_eq!((output.status, output.stdout), (0, expected));
-    // One that fails takes nothing from the others.
+}
+
+#[test]
+fn an_image_that_can_not_be_pulled_takes_nothing_from_the_others() {
     let sandbox = Sandbox::new();
-    let line = format!(
-        "pull -q --arch amd64 127.0.0.1:1/os:1 {}",
-        references.join(" ")
+    let [one, two] = ["one", "two"].map(|name| {
+        let image = disk_only(&disk(name));
+        sandbox.mask(image.digest("manifest"), name);
+        let directory = sandbox.path(name);
+        image.write_layout(&directory);
+        format!("oci:{}:1", directory.display())
+    });
+    let pull = |words: &str| sandbox.run(format!("pull -q --arch amd64 {words}"));
+    let output = pull(&format!("{one} oci:none {two} oci-archive:no.tar"));
+    check(
+        &output.text(),
+        r#"
+        one
+        two
+        ------- stderr -------
+        error: cannot open $TMP/home/none
+          caused by: No such file or directory (os error 2)
+        hint: check the path
+        error: cannot open $TMP/home/no.tar
+          caused by: No such file or directory (os error 2)
+        hint: check the path
+        [exit status: 125]
+        "#,
     );
-    assert_eq!(sandbox.run(&line).status, 125);
-    assert_eq!(sandbox.names("refs").len(), references.len());
+    assert_eq!(sandbox.names("refs").len(), 2);
+    // Of several that were asked for, one that worked is a list of one.
+    let json = pull(&format!("--json {one} oci:none")).json();
+    let images = json["images"].as_array().unwrap();
+    let digests = images.iter().map(|one| &one["image"]["manifest_digest"]);
+    assert!(digests.eq(["one"]), "{json}");
+    assert_eq!(json["error"]["kind"], "not-found");
+    assert_eq!(json["errors"], serde_json::json!([json["error"]]));
+    let json = pull("--json oci:none oci-archive:no.tar").json();
+    assert_eq!(json["images"], serde_json::json!([]));
+    let errors = json["errors"].as_array().unwrap().iter();
+    let messages: Vec<_> = errors.map(|error| error["message"].clone()).collect();
+    assert_eq!(
+        messages,
+        ["cannot open $TMP/home/none", "cannot open $TMP/home/no.tar"]
+    );
 }
 
 #[test]

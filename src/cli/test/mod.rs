@@ -225,7 +225,7 @@ fn ended(
     Ended {
         output: Output::Both { text, json },
         exit_code: exit_code(judged),
-        report: None,
+        reports: Vec::new(),
     }
 }
 
