@@ -396,6 +396,7 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
             "warning: what is no longer needed is not removed: {reason}"
         )),
         Progress::HypervisorSaid(words) => Some(format!("QEMU: {}", Printable(&words))),
+        Progress::Tested { label, verdict } => Some(format!("{}: {verdict}", Printable(&label))),
         Progress::NotKept { label, reason } => Some(format!(
             "warning: not all of {} is kept: {reason}",
             Printable(&label)

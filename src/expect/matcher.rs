@@ -15,13 +15,14 @@ const CLUES: usize = 5;
 
 /// What stands in lines that may tell why a boot fails, well before it is seen to have failed; none of
 /// it is a failure by itself.
-const CLUE_WORDS: [&str; 10] = [
+const CLUE_WORDS: [&str; 11] = [
     "Initramfs unpacking failed",
     "[FAILED]",
     "[DEPEND]",
     "[ TIME ]",
     "Timed out waiting for device",
     "VFS: Cannot open root device",
+    "No working init found",
     "EXT4-fs error",
     "I/O error",
     "Failed to mount ",

@@ -111,6 +111,13 @@ pub enum Progress {
     StatesUnknown(String),
     /// A VM is defined as it was asked for already.
     DefinedAlready(DomainName),
+    /// One of several tests has its verdict.
+    Tested {
+        /// What the test is called.
+        label: String,
+        /// The verdict in one word.
+        verdict: &'static str,
+    },
     /// What was to be kept of a test that did not pass could not be.
     NotKept {
         /// What the test is called.

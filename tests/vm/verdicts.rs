@@ -254,7 +254,7 @@ fn a_command_in_the_guest_decides_by_its_exit_status() {
 
     let command = ["test", &image, "--json", "--network=none", "--exec=true"];
     assert_eq!(
-        bench.tries(&command).with_code(125).json()["tests"][0]["error"]["kind"],
+        bench.tries(&command).with_code(2).json()["tests"][0]["error"]["kind"],
         "usage"
     );
     bench.is_clean();

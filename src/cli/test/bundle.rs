@@ -29,7 +29,7 @@ use crate::hypervisor::qemu::version::version;
 use crate::ops::Context;
 
 use super::words::Words;
-use super::{Judged, words};
+use super::{Judged, unwritable, words};
 
 /// The file that describes the test.
 const TEST: &str = "test.json";
@@ -46,7 +46,7 @@ pub(super) struct Shelf(PathBuf);
 
 impl Shelf {
     pub(super) fn at(directory: &Path) -> Result<Self, Report> {
-        fs::create_dir_all(directory).map_err(FileError::of("create", directory))?;
+        fs::create_dir_all(directory).map_err(unwritable(directory))?;
         Ok(Self(directory.to_owned()))
     }
 

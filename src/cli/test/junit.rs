@@ -57,7 +57,10 @@ fn case(writer: &mut Writer<Vec<u8>>, judged: &Judged) -> io::Result<()> {
     ]);
     let (tag, kind, message, details) = match &judged.result {
         Err(report) => (
-            "error",
+            match judged.verdict() {
+                Verdict::Error => "error",
+                Verdict::Fail | Verdict::Pass => "failure",
+            },
             report.kind.as_str(),
             report.message.clone(),
             report.to_text(),

@@ -27,7 +27,6 @@ use crate::cli::terminal::Signals;
 use crate::cli::{Ended, Output, environment};
 use crate::domain::Memory;
 use crate::expect::{Failure, Script};
-use crate::files::FileError;
 use crate::host;
 use crate::oci::Printable;
 use crate::ops::test::{self, TestRequest, Tested};
@@ -72,6 +71,7 @@ impl Verdict {
 impl Judged {
     fn verdict(&self) -> Verdict {
         match &self.result {
+            Err(report) if is_the_images(report.kind) => Verdict::Fail,
             Err(_) => Verdict::Error,
             Ok(tested) if tested.course.failed.is_some() => Verdict::Fail,
             Ok(_) => Verdict::Pass,
@@ -97,6 +97,7 @@ impl Judged {
     /// The exit status that it asks for.
     fn exit_code(&self) -> u8 {
         match &self.result {
+            Err(report) if is_the_images(report.kind) => 1,
             Err(report) => report.kind.exit_code(),
             Ok(tested) => match &tested.course.failed {
                 None => 0,
@@ -105,6 +106,20 @@ impl Judged {
             },
         }
     }
+}
+
+/// Whether an error says that the image itself is no good, so that it has failed its test.
+fn is_the_images(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::InvalidImage | Kind::UnsafeImage | Kind::Unbootable
+    )
+}
+
+/// What says that a file of results can not be written.
+fn unwritable(path: &Path) -> impl FnOnce(io::Error) -> Report {
+    let path = path.display().to_string();
+    move |error| Report::usage(format!("can not write {path}: {error}"))
 }
 
 /// Tests what was asked for.
@@ -130,7 +145,7 @@ pub(super) async fn execute(context: &Context<'_>, asked: TestArgs) -> Result<En
     if let Some(path) = &args.results.junit {
         // Whoever waits for minutes is not told in the end that there is no such directory.
         let open = OpenOptions::new().create(true).append(true).open(path);
-        drop(open.map_err(FileError::of("write", path))?);
+        drop(open.map_err(unwritable(path))?);
     }
     let mut cases = cases::cases(context, args)?;
     if let (Some(kept), [case]) = (&kept, &mut cases[..]) {
@@ -163,7 +178,7 @@ pub(super) async fn execute(context: &Context<'_>, asked: TestArgs) -> Result<En
         judged.push(one);
         objects.push(object);
     }
-    let seconds = started.elapsed().as_secs_f64();
+    let seconds = verdict::seconds(started.elapsed());
     let mut ended = ended(&judged, objects, kept.as_ref(), seconds);
     if let Some(number) = signal {
         ended.exit_code = Ended::by_signal(number).exit_code;
@@ -179,7 +194,7 @@ pub(super) async fn execute(context: &Context<'_>, asked: TestArgs) -> Result<En
 fn publish(judged: &[Judged], args: &TestArgs, seconds: f64) -> Result<(), Report> {
     if let Some(path) = &args.results.junit {
         let written = junit::document(judged, seconds).and_then(|xml| fs::write(path, xml));
-        written.map_err(FileError::of("write", path))?;
+        written.map_err(unwritable(path))?;
     }
     if let Some(github) = environment::github() {
         // A runner that has gone reads nothing any more.
@@ -216,11 +231,14 @@ fn ended(
     ) {
         let now = bundle::outcome(object);
         let is_same = now == kept.outcome;
-        text.push_str(&match is_same {
-            true => format!("as it was kept: {now}\n"),
-            false => format!("not as it was kept: {} then\n", Printable(&kept.outcome)),
+        let then = Printable(&kept.outcome);
+        let is_tested = object["verdict"] != "error";
+        text.push_str(&match (is_same, is_tested) {
+            (true, _) => format!("as it was kept: {now}\n"),
+            (false, true) => format!("not as it was kept: {then} then\n"),
+            (false, false) => format!("not tested again; {then} then\n"),
         });
-        json["reproduced"] = json!(is_same);
+        json["reproduced"] = json!((is_same || is_tested).then_some(is_same));
     }
     Ended {
         output: Output::Both { text, json },
@@ -253,6 +271,7 @@ async fn run_all(
     let mut signals = Signals::listen();
     let (tell, told) = watch::channel(false);
     let room = Room::new(args);
+    let is_one_of_many = cases.len() > 1;
     let tests = cases.into_iter().enumerate().map(|(number, case)| {
         let (room, told) = (&room, told.clone());
         async move {
@@ -269,6 +288,10 @@ async fn run_all(
                 compared: Compared::Not,
                 bundle: None,
             };
+            if is_one_of_many {
+                let (label, verdict) = (judged.case.name.clone(), judged.verdict().as_str());
+                (context.report)(Progress::Tested { label, verdict });
+            }
             Ok::<_, Report>(Some((number, (judged, place))))
         }
     });

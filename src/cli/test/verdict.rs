@@ -1,5 +1,7 @@
 //! Verdicts as JSON, and as people read them.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use crate::cli::output::{self, Planned};
@@ -11,6 +13,8 @@ use crate::store::Store;
 use super::baseline::{Compared, Comparison};
 use super::{Judged, Verdict};
 
+/// Characters that are shown of one line.
+const MAX_SHOWN_CHARS: usize = 240;
 /// Lines of a console that are shown of what has failed.
 const SHOWN_LINES: usize = 12;
 
@@ -23,7 +27,17 @@ pub(super) fn object(judged: &Judged, script: &Script, store: &Store) -> Value {
         "artifacts": judged.bundle,
     });
     match &judged.result {
-        Err(report) => object["error"] = report.to_json()["error"].take(),
+        Err(report) => {
+            object["error"] = report.to_json()["error"].take();
+            if judged.verdict() == Verdict::Fail {
+                object["reason"] = json!({
+                    "kind": report.kind.as_str(),
+                    "message": report.message,
+                    "line": null,
+                    "hint": report.hint,
+                });
+            }
+        }
         Ok(tested) => {
             object["reason"] = json!(tested.course.failed.as_ref().map(reason));
             let fields = [plan(tested, store), course(&tested.course, script)];
@@ -116,7 +130,7 @@ fn course(course: &Course, script: &Script) -> Value {
 }
 
 /// To the millisecond.
-fn seconds(time: std::time::Duration) -> f64 {
+pub(super) fn seconds(time: Duration) -> f64 {
     (time.as_secs_f64() * 1000.0).round() / 1000.0
 }
 
@@ -130,7 +144,11 @@ pub(super) fn text(judged: &Judged) -> String {
                 .lines()
                 .map(|line| format!("      {line}\n"))
                 .collect();
-            return format!("ERROR {name}\n{words}{}", kept(judged));
+            let word = match judged.verdict() {
+                Verdict::Error => "ERROR",
+                Verdict::Fail | Verdict::Pass => "FAIL ",
+            };
+            return format!("{word} {name}\n{words}{}", kept(judged));
         }
         Ok(tested) => tested,
     };
@@ -167,21 +185,33 @@ pub(super) fn text(judged: &Judged) -> String {
         text.push_str(&format!("      before: {}\n", shown(clue)));
     }
     text.push_str(&format!("      hint: {}\n", failure.hint()));
-    let tail = &course.tail;
-    if !tail.is_empty() {
-        text.push_str("      the console's last lines:\n");
+    let shown_lines = telling(&course.tail, line.as_deref());
+    if !shown_lines.is_empty() {
+        text.push_str("      the console's lines:\n");
     }
-    for line in &tail[tail.len().saturating_sub(SHOWN_LINES)..] {
+    for line in shown_lines {
         text.push_str(&format!("        | {}\n", shown(line)));
     }
     text.push_str(&kept(judged));
     text
 }
 
+/// The lines that tell most: those before and a few behind the line that decided, or the last ones.
+fn telling<'a>(tail: &'a [String], line: Option<&str>) -> &'a [String] {
+    let decided = tail.iter().position(|one| Some(one.as_str()) == line);
+    let end = decided.map_or(tail.len(), |place| (place + 3).min(tail.len()));
+    &tail[end.saturating_sub(SHOWN_LINES)..end]
+}
+
 /// What a guest has said, harmless: a terminal obeys control characters, and GitHub's runner obeys
 /// `##[…]` wherever it stands in a line.
 fn shown(said: &str) -> String {
-    Printable(said).to_string().replace("##[", "## [")
+    let mut text = Printable(said).to_string().replace("##[", "## [");
+    if let Some((end, _)) = text.char_indices().nth(MAX_SHOWN_CHARS) {
+        text.truncate(end);
+        text.push('…');
+    }
+    text
 }
 
 fn kept(judged: &Judged) -> String {

@@ -406,7 +406,8 @@ impl<'a> Watch<'a> {
                 self.matcher.restarted();
                 (self.resets > MAX_RESETS).then(|| {
                     let count = self.resets;
-                    let message = format!("the machine was reset {count} times");
+                    let printed = self.printed();
+                    let message = format!("the machine was reset {count} times{printed}");
                     self.reason(Failure::RebootLoop, message)
                 })
             }
@@ -426,11 +427,23 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// What is worth saying of a console that has shown nothing.
+    fn printed(&self) -> &'static str {
+        match self.printed_bytes {
+            0 => ", and nothing was printed",
+            _ => "",
+        }
+    }
+
     fn guest_exit(&self) -> Reason {
         let said = words(&self.spec);
         let said = said.lines().rev().find(|line| !line.trim().is_empty());
         let said = said.map_or_else(String::new, |said| format!("; QEMU said: {}", said.trim()));
-        let message = format!("the VM ended before {} came{said}", self.awaited());
+        let message = format!(
+            "the VM ended before {} came{}{said}",
+            self.awaited(),
+            self.printed()
+        );
         self.reason(Failure::GuestExit, message)
     }
 
