@@ -137,7 +137,7 @@ fn read_at_most(file: File, path: &Path, limit: u64) -> Result<Vec<u8>, FileErro
     if content.len() as u64 > limit {
         let error = io::Error::new(
             io::ErrorKind::FileTooLarge,
-            format!("more than {limit} bytes"),
+            format!("more than {}", indicatif::HumanBytes(limit)),
         );
         return Err(FileError::of("read", path)(error));
     }

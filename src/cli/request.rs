@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use indicatif::HumanBytes;
+
 use crate::boot::{BootOptions, CommandLine, FirmwareWish, MethodName};
 use crate::cli::args::{
     AccelWord, BindWord, ChoiceArgs, ImageArgs, MachineArgs, NetworkWord, UkiWord, credential_name,
@@ -172,7 +174,9 @@ fn guest_files(machine: &MachineArgs) -> Result<Vec<GuestFile>, Report> {
     let total: usize = credentials.iter().map(|file| file.content.len()).sum();
     if total as u64 > MAX_CREDENTIALS_BYTES {
         return Err(Report::usage(format!(
-            "credentials have {total} bytes, and systemd takes {MAX_CREDENTIALS_BYTES} of all together"
+            "credentials have {}, and systemd takes {} of all together",
+            HumanBytes(total as u64),
+            HumanBytes(MAX_CREDENTIALS_BYTES)
         )));
     }
     for (place, credential) in credentials.iter().enumerate() {
@@ -192,9 +196,12 @@ fn guest_files(machine: &MachineArgs) -> Result<Vec<GuestFile>, Report> {
 fn read(path: &Path, limit_bytes: u64) -> Result<Vec<u8>, Report> {
     let shown = path.display();
     match files::read_small(path, limit_bytes) {
-        Err(error) if error.source.kind() == std::io::ErrorKind::FileTooLarge => Err(
-            Report::usage(format!("file has more than {limit_bytes} bytes: {shown}")),
-        ),
+        Err(error) if error.source.kind() == std::io::ErrorKind::FileTooLarge => {
+            Err(Report::usage(format!(
+                "file has more than {}: {shown}",
+                HumanBytes(limit_bytes)
+            )))
+        }
         content => content?.ok_or_else(|| Report::usage(format!("no such file: {shown}"))),
     }
 }

@@ -1,5 +1,6 @@
 //! Why a blob can not be what its layer says.
 
+use indicatif::HumanBytes;
 use thiserror::Error;
 
 use crate::oci::{Architecture, Digest};
@@ -118,7 +119,10 @@ pub enum ContentError {
         offset: u64,
     },
     /// A CD image of which a part is missing.
-    #[error("iso {blob} is cut short: it has {actual_bytes} of {expected_bytes} bytes")]
+    #[error(
+        "iso {blob} is cut short: of {}, the last {} are missing",
+        HumanBytes(*expected_bytes), HumanBytes(expected_bytes.saturating_sub(*actual_bytes))
+    )]
     IsoCutShort {
         /// The blob.
         blob: Digest,

@@ -469,7 +469,7 @@ mod tests {
                 "own: can not read own: Not a directory (os error 20)",
                 "etc/00-json.json: not a firmware descriptor: \
                  EOF while parsing an object at line 1 column 1",
-                "etc/01-huge.json: not a firmware descriptor: more than 65536 bytes",
+                "etc/01-huge.json: not a firmware descriptor: more than 64.00 KiB",
                 "etc/02-directory.json: not a regular file: etc/02-directory.json",
                 "etc/03-gone.json: no such file: etc/03-gone.json",
                 "etc/04-circle.json: can not read etc/04-circle.json: \

@@ -72,7 +72,7 @@ pub enum Unfit {
         reason: String,
     },
     /// It is larger than any descriptor.
-    #[error("not a firmware descriptor: more than {limit_bytes} bytes")]
+    #[error("not a firmware descriptor: more than {}", indicatif::HumanBytes(*limit_bytes))]
     TooLarge {
         /// The limit.
         limit_bytes: u64,

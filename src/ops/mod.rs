@@ -31,6 +31,7 @@ pub mod verify;
 
 use std::path::PathBuf;
 
+use indicatif::HumanBytes;
 use thiserror::Error;
 
 use crate::boot::PlanError;
@@ -169,7 +170,10 @@ pub enum OpsError {
         index: Digest,
     },
     /// A config or command line blob that is larger than any.
-    #[error("blob {blob} is a {role} of {size_bytes} bytes, more than {limit_bytes}")]
+    #[error(
+        "blob {blob} is a {role} of {}; the most is {}",
+        HumanBytes(*size_bytes), HumanBytes(*limit_bytes)
+    )]
     MetadataTooLarge {
         /// The blob.
         blob: Digest,
@@ -210,7 +214,10 @@ pub enum OpsError {
         reference: crate::oci::Reference,
     },
     /// More than what is left of the disk.
-    #[error("{needed_bytes} bytes are needed, and the disk of {path} has {free_bytes} left")]
+    #[error(
+        "{} are needed, and the disk of {path} has {} left",
+        HumanBytes(*needed_bytes), HumanBytes(*free_bytes)
+    )]
     NoSpace {
         /// The store.
         path: PathBuf,

@@ -8,6 +8,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use indicatif::HumanBytes;
 use thiserror::Error;
 
 use crate::oci::Digest;
@@ -110,7 +111,7 @@ pub enum SourceError {
         violation: Violation,
     },
     /// More bytes than allowed.
-    #[error("{what} is larger than {limit} bytes")]
+    #[error("{what} is larger than {}", HumanBytes(*limit))]
     TooLarge {
         /// What was being read.
         what: String,

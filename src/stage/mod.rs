@@ -27,6 +27,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use indicatif::HumanBytes;
 use thiserror::Error;
 
 use crate::boot::uki::WordsError;
@@ -99,7 +100,10 @@ pub enum StageError {
         source: WordsError,
     },
     /// FAT has no files of this size.
-    #[error("uki {blob} has {size_bytes} bytes, more than a file on an EFI system partition")]
+    #[error(
+        "uki {blob} has {}, more than a file on an EFI system partition",
+        HumanBytes(*size_bytes)
+    )]
     UkiTooLarge {
         /// The blob.
         blob: Digest,
@@ -107,7 +111,10 @@ pub enum StageError {
         size_bytes: u64,
     },
     /// A disk can not be made smaller than the image's.
-    #[error("--disk-size {asked_bytes} is smaller than the image's disk of {image_bytes} bytes")]
+    #[error(
+        "--disk-size is {}, smaller than the image's disk of {}",
+        HumanBytes(*asked_bytes), HumanBytes(*image_bytes)
+    )]
     DiskSize {
         /// What was asked for.
         asked_bytes: u64,
@@ -124,7 +131,7 @@ pub enum StageError {
     #[error("this boot needs UEFI firmware")]
     NoFirmware,
     /// An overlay that the format can not express.
-    #[error("can not make overlay {path} of {size_bytes} bytes on {base}")]
+    #[error("can not make overlay {path} of {} on {base}", HumanBytes(*size_bytes))]
     Overlay {
         /// The overlay.
         path: PathBuf,

@@ -47,10 +47,7 @@ fn answering(reply: Reply) -> Hostile {
 #[test]
 fn documents_without_end_cost_their_limit() {
     let told = refused_soon(&answering(Reply::status(200).endless()), "invalid-image");
-    assert_eq!(
-        told,
-        "$REGISTRY/os:1 (manifests/1) is larger than 4194304 bytes"
-    );
+    assert_eq!(told, "$REGISTRY/os:1 (manifests/1) is larger than 4.00 MiB");
     let told = refused_soon(&answering(Reply::status(404).endless()), "not-found");
     assert_eq!(told, "no such image: $REGISTRY/os:1");
     let told = refused_soon(&answering(Reply::status(400).endless()), "unavailable");
@@ -86,7 +83,7 @@ fn a_token_without_end_costs_its_limit() {
     let told = refused_soon(&server, "invalid-image");
     assert_eq!(
         told,
-        "token from http://$REGISTRY/token is larger than 1048576 bytes"
+        "token from http://$REGISTRY/token is larger than 1.00 MiB"
     );
 }
 
@@ -98,7 +95,7 @@ fn a_layer_without_end_costs_its_size() {
     let server =
         image.serve_except(move |request, _| (request.path == path).then(|| endless.clone()));
     let told = refused_soon(&server, "integrity");
-    assert!(told.ends_with("is larger than 65536 bytes"), "{told}");
+    assert!(told.ends_with("is larger than 64.00 KiB"), "{told}");
 }
 
 #[test]

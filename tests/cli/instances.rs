@@ -243,7 +243,7 @@ fn the_overlay_is_as_large_as_asked_and_names_its_base_by_format() {
         &small.text(),
         r#"
         ------- stderr -------
-        error: --disk-size 512 is smaller than the image's disk of 65536 bytes
+        error: --disk-size is 512 B, smaller than the image's disk of 64.00 KiB
         [exit status: 2]
         "#,
     );

@@ -210,7 +210,7 @@ fn command_lines_that_no_kernel_reads_are_refused() {
         ("c-ctl", b"\x1b[2Jquiet", "byte 0x1b"),
         ("c-utf8-bidi", "a\u{202e}b".as_bytes(), "byte 0xe2"),
         ("c-2048", &[b'x'; 2048], "2048 bytes"),
-        ("c-200KB", &[b'x'; 200 << 10], "204800 bytes"),
+        ("c-200KB", &[b'x'; 200 << 10], "200.00 KiB"),
     ] {
         refused(name, &of_command_line(&kernel, command_line), expected);
     }

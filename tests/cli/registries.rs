@@ -200,7 +200,7 @@ fn a_disk_that_is_longer_than_its_descriptor_is_refused() {
         r#"
         ------- stderr -------
         error: can not fetch the disk of $REGISTRY/os:1
-          caused by: $REGISTRY/os:1 (sha256:<disk>) is larger than 65536 bytes
+          caused by: $REGISTRY/os:1 (sha256:<disk>) is larger than 64.00 KiB
         [exit status: 125]
         "#,
     );
@@ -210,7 +210,7 @@ fn a_disk_that_is_longer_than_its_descriptor_is_refused() {
         r#"
         ------- stderr -------
         error: can not fetch the disk of $REGISTRY/os:1
-          caused by: $REGISTRY/os:1 (sha256:<disk>) is larger than 65536 bytes
+          caused by: $REGISTRY/os:1 (sha256:<disk>) is larger than 64.00 KiB
         [exit status: 125]
         "#,
     );
@@ -345,7 +345,7 @@ fn documents_without_end_are_cut_off() {
         "invalid-image",
         r#"
         ------- stderr -------
-        error: $REGISTRY/os:1 (manifests/1) is larger than 4194304 bytes
+        error: $REGISTRY/os:1 (manifests/1) is larger than 4.00 MiB
         [exit status: 125]
         "#,
     );

@@ -525,7 +525,7 @@ fn a_config_that_is_no_config_is_refused() {
         "invalid-image",
         r#"
         ------- stderr -------
-        error: blob sha256:<config> is a config of 2097171 bytes, more than 1048576
+        error: blob sha256:<config> is a config of 2.00 MiB; the most is 1.00 MiB
         [exit status: 125]
         "#,
     );

@@ -126,7 +126,16 @@ fn what_does_not_fit_is_not_begun() {
     let (_server, reference) = sandbox.serve(&image);
     let output = sandbox.run(format!("pull -q --json --arch amd64 {reference}"));
     assert_eq!(output.status, 125);
-    assert_eq!(output.json()["error"]["kind"], "no-space");
+    let error = &output.json()["error"];
+    assert_eq!(error["kind"], "no-space");
+    let message = error["message"].as_str().unwrap();
+    let told = message.strip_prefix("1.00 EiB are needed, and the disk of $TMP/store has ");
+    let left: Vec<&str> = told.unwrap().split(' ').collect();
+    assert!(
+        matches!(left[..], [number, unit, "left"]
+            if number.parse::<f64>().is_ok() && unit.ends_with("iB")),
+        "{message}"
+    );
     assert_eq!(sandbox.names("ingest"), Vec::<String>::new());
 }
 

@@ -176,7 +176,7 @@ fn words_reach_the_kernel_in_a_uki_as_its_stub_reads_them() {
 #[test]
 fn a_uki_larger_than_a_file_on_an_esp_is_refused_before_there_is_one() {
     let sandbox = Sandbox::new();
-    for size in [1_u64 << 32, (1 << 63) - 4096] {
+    for (size, shown) in [(1_u64 << 32, "4.00 GiB"), ((1 << 63) - 4096, "8.00 EiB")] {
         let mut image = Image::default();
         let config = image.config("config", "{}");
         let mut layer = image.layer("uki", "uki", &of_stub(254));
@@ -186,7 +186,7 @@ fn a_uki_larger_than_a_file_on_an_esp_is_refused_before_there_is_one() {
         let run = format!("run --dry-run --accel tcg --arch amd64 --uki esp {reference}");
         let expected = format!(
             "------- stderr -------\n\
-             error: uki sha256:<uki> has {size} bytes, more than a file on an EFI system partition\n\
+             error: uki sha256:<uki> has {shown}, more than a file on an EFI system partition\n\
              hint: start it with --uki loader or --uki extract\n[exit status: 125]\n"
         );
         check(&sandbox.run(run).text(), &expected);

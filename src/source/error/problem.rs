@@ -89,7 +89,7 @@ pub enum CredentialsProblem {
     #[error("not a name of a credential helper: {0}")]
     HelperName(String),
     /// Larger than any such file is.
-    #[error("larger than {0} bytes")]
+    #[error("larger than {}", indicatif::HumanBytes(*.0))]
     TooLarge(u64),
 }
 

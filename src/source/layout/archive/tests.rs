@@ -340,10 +340,7 @@ fn a_sparse_file_that_counts_is_refused() {
 /// A hole takes no space on the disk, and so must take no memory either.
 #[test]
 fn headers_without_end_are_not_read_to_their_end() {
-    let expected = format!(
-        "the list of files in x.tar is larger than {} bytes",
-        16 << 20
-    );
+    let expected = "the list of files in x.tar is larger than 16.00 MiB";
     let file = NamedTempFile::new().unwrap();
     for kind in [
         EntryType::GNULongName,
@@ -366,7 +363,7 @@ fn headers_without_end_are_not_read_to_their_end() {
         many.write_all(&entries).unwrap();
     }
     let bytes = fs::read(file.path()).unwrap();
-    check_refused(&bytes, &expected);
+    check_refused(&bytes, expected);
 }
 
 #[test]
