@@ -53,11 +53,17 @@ pub(super) async fn execute(context: &Context<'_>, verb: ImageVerb) -> Result<En
                 keep_bytes,
             };
             let act = if dry_run { Act::Look } else { Act::Remove };
+            // Looked for before: a prune makes no store. Where there is none, there is nothing to
+            // do, which is as well for whoever prunes every night.
+            let is_there = context.store.is_there()?;
             let pruned = prune::prune(context, policy, act).await?;
-            Ok(Ended::with(
-                text::pruned(&pruned),
-                output::pruned(&pruned, act),
-            ))
+            let text = if is_there {
+                text::pruned(&pruned)
+            } else {
+                let root = context.store.root().display();
+                format!("nothing freed: there is no store at {root}\n")
+            };
+            Ok(Ended::with(text, output::pruned(&pruned, act)))
         }
         ImageVerb::Verify { images, repair } => {
             let images: Vec<Reference> =

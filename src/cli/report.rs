@@ -341,6 +341,10 @@ fn store(error: &StoreError) -> (Kind, Option<String>) {
         ),
         StoreError::NoReference { .. } => (
             Kind::NotFound,
+        StoreError::None { .. } => (
+            Kind::NotFound,
+            hint("check --store and IRONBOOT_STORE; the first `ironboot pull` makes one"),
+        ),
             hint("`ironboot image list` shows what there is"),
         ),
         StoreError::InUse { users, .. } => (

@@ -76,7 +76,7 @@ impl Verified {
     }
 }
 
-/// Looks at the blobs of `images`, or at everything if none are named.
+/// Looks at the blobs of `images`, or at everything if none are named. Errors if there is no store.
 pub async fn verify(
     context: &Context<'_>,
     images: &[Reference],
@@ -88,15 +88,16 @@ pub async fn verify(
         took: Duration::ZERO,
         findings: Vec::new(),
     };
-    if !context.store.root().exists() && images.is_empty() {
-        return Ok(verified);
+    if !context.store.is_there()? {
+        let root = context.store.root().to_owned();
+        return Err(StoreError::None { root }.into());
     }
     let _mending = match then {
-        Then::Repair if context.store.root().exists() => {
+        Then::Repair => {
             let store = context.store.clone();
             Some(blocking(move || store.lock_repairs()).await?)
         }
-        _ => None,
+        Then::Tell => None,
     };
     let store = context.store.clone();
     let expected = if images.is_empty() {

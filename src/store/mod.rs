@@ -145,6 +145,12 @@ pub enum StoreError {
         #[source]
         source: serde_json::Error,
     },
+    /// A directory that is not there, or is not a store.
+    #[error("there is no store at {root}")]
+    None {
+        /// The directory.
+        root: PathBuf,
+    },
     /// A reference that is not in the store.
     #[error("image is not in the store: {reference}")]
     NoReference {
@@ -194,6 +200,20 @@ impl Store {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Tells whether there is a store: its directory alone does not make one.
+    pub fn is_there(&self) -> Result<bool, StoreError> {
+        for directory in ["refs", "blobs"] {
+            let path = self.root.join(directory);
+            if path
+                .try_exists()
+                .map_err(FileError::of("look for", &path))?
+            {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The directory of the instances.

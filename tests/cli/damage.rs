@@ -56,13 +56,45 @@ fn write(path: &Path, bytes: &[u8]) {
 }
 
 #[test]
-fn a_store_that_is_as_it_should_be_is_told_in_one_line() {
+fn a_store_that_is_not_there_is_not_told_to_be_well() {
     let sandbox = Sandbox::new();
+    let expected = r#"
+        ------- stderr -------
+        error: there is no store at $TMP/store
+        hint: check --store and IRONBOOT_STORE; the first `ironboot pull` makes one
+        [exit status: 125]
+        "#;
+    let verbs = [
+        "image verify",
+        "image verify --repair",
+        "image verify r.example/os:1",
+    ];
+    for line in verbs {
+        check(&sandbox.run(line).text(), expected);
+    }
+    // Nothing is removed of what never was, and nothing is wrong with that.
     check(
-        &sandbox.run("image verify").text(),
-        "all is as it should be: 0 blobs, 0 B at 0 B/s in $SECONDS s",
+        &done(&sandbox, "image prune").text(),
+        "nothing freed: there is no store at $TMP/store",
+    );
+    check(
+        &done(&sandbox, "image list").text(),
+        "IMAGE  DIGEST  SIZE  FOR",
     );
     assert!(!sandbox.store().exists());
+    // A directory of something else is none either.
+    fs::create_dir_all(sandbox.store().join("other")).unwrap();
+    for line in verbs {
+        check(&sandbox.run(line).text(), expected);
+    }
+    let json = sandbox.run("image verify --json").json();
+    assert_eq!(json["error"]["kind"], "not-found");
+    assert_eq!(sandbox.tree().len(), 1);
+}
+
+#[test]
+fn a_store_that_is_as_it_should_be_is_told_in_one_line() {
+    let sandbox = Sandbox::new();
     let image = sandbox.layout(&disk_only(&disk("1")));
     done(&sandbox, &format!("pull -q --arch amd64 {image}"));
     let tree = sandbox.tree();

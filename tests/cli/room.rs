@@ -36,12 +36,12 @@ fn a_dry_run_says_what_prune_removes_and_touches_nothing() {
     let sandbox = Sandbox::new();
     check(
         &sandbox.run("image prune --dry-run").text(),
-        "0 B freed, 0 B of blobs left",
+        "nothing freed: there is no store at $TMP/store",
     );
     assert!(!sandbox.store().exists());
     check(
         &sandbox.run("image prune").text(),
-        "0 B freed, 0 B of blobs left",
+        "nothing freed: there is no store at $TMP/store",
     );
     assert!(!sandbox.store().exists());
 
