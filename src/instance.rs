@@ -94,6 +94,8 @@ pub enum InstanceError {
     None {
         /// The name.
         name: DomainName,
+        /// One that there is and that may be meant.
+        close: Option<DomainName>,
     },
     /// There is another one of that name.
     #[error("there is an instance {name} already, and it is different: {difference}")]
@@ -174,8 +176,21 @@ impl Instances {
 
     /// The record of `name`. Errors if there is no such instance.
     pub fn get(&self, name: &DomainName) -> Result<Record, InstanceError> {
-        self.find(name)?
-            .ok_or_else(|| InstanceError::None { name: name.clone() })
+        self.find(name)?.ok_or_else(|| self.none(name))
+    }
+
+    /// The error that there is no `name`.
+    #[must_use]
+    pub fn none(&self, name: &DomainName) -> InstanceError {
+        let distance = |other: &DomainName| strsim::osa_distance(name.as_str(), other.as_str());
+        // Names that can not be read are none that could be meant.
+        let names = self.names().unwrap_or_default().into_iter();
+        let close = names.min_by_key(distance);
+        InstanceError::None {
+            name: name.clone(),
+            // One slip in three letters.
+            close: close.filter(|close| distance(close) <= name.as_str().len().div_ceil(3)),
+        }
     }
 
     /// Replaces the record of an instance that is there.

@@ -405,7 +405,17 @@ fn stage(error: &StageError) -> (Kind, Option<String>) {
 fn instance(error: &InstanceError) -> (Kind, Option<String>) {
     match error {
         InstanceError::File(error) => file(error, Kind::Store),
-        InstanceError::None { .. } => (Kind::NotFound, hint("`ironboot list` shows what there is")),
+        InstanceError::None {
+            close: Some(close), ..
+        } => (
+            Kind::NotFound,
+            Some(format!(
+                "there is `{close}`; `ironboot list` shows what there is"
+            )),
+        ),
+        InstanceError::None { close: None, .. } => {
+            (Kind::NotFound, hint("`ironboot list` shows what there is"))
+        }
         InstanceError::Different { name, .. } => (
             Kind::Conflict,
             Some(format!(

@@ -78,7 +78,7 @@ async fn remove_rest(
     // Somebody else's directory of the name, as the script of a dry run makes it, would be in the
     // way of an instance.
     if domains.is_empty() && damaged.is_none() && !directory.exists() && !is_pinned()? {
-        return Err(InstanceError::None { name: name.clone() }.into());
+        return Err(context.instances.none(name).into());
     }
     for (uri, known) in domains {
         let hypervisor = (context.open_hypervisor)(&uri)?;

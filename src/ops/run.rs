@@ -8,7 +8,7 @@ use crate::domain::DomainSpec;
 use crate::files::{FileError, Lock, Wait};
 use crate::hypervisor::qemu::{self, Guard, Qemu};
 use crate::hypervisor::{DomainState, Hypervisor, HypervisorError, Stop};
-use crate::instance::{InstanceError, NameLock, Record};
+use crate::instance::{NameLock, Record};
 use crate::ops::accelerator::{self, Begun, Found};
 use crate::ops::prepare::{IfDifferent, InstanceRequest, Prepared, prepare};
 use crate::ops::{Context, OpsError, Progress, blocking, instances};
@@ -193,7 +193,7 @@ async fn lock(context: &Context<'_>, running: &Running) -> Result<NameLock, OpsE
     let (instances, locked) = (context.instances.clone(), name.clone());
     let lock = blocking(move || instances.lock(&locked, Wait::ForEver)).await?;
     if !context.instances.is_locked_by(&name, &running.run_lock)? {
-        return Err(InstanceError::None { name }.into());
+        return Err(context.instances.none(&name).into());
     }
     Ok(lock)
 }

@@ -386,6 +386,28 @@ fn instances_are_listed_and_removed_with_their_files_and_pins() {
 }
 
 #[test]
+fn a_name_that_is_nearly_an_instances_is_told_the_instance() {
+    let sandbox = Sandbox::new();
+    let image = sandbox.layout(&disk_only(&disk("amd64")));
+    for name in ["debian", "alpine"] {
+        run(&sandbox, &format!("prepare -q --name {name}"), &image);
+    }
+    for verb in ["start", "stop", "ssh", "console", "logs", "rm"] {
+        check(
+            &sandbox.run(format!("{verb} debain")).text(),
+            r#"
+            ------- stderr -------
+            error: there is no instance: debain
+            hint: there is `debian`; `ironboot list` shows what there is
+            [exit status: 125]
+            "#,
+        );
+    }
+    let far = sandbox.run("logs fedora --json").json();
+    assert_eq!(far["error"]["hint"], "`ironboot list` shows what there is");
+}
+
+#[test]
 fn what_is_left_of_instances_is_listed_beside_the_others_and_removed_by_name() {
     let sandbox = Sandbox::new();
     let image = sandbox.layout(&disk_only(&disk("amd64")));
