@@ -200,10 +200,9 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
         | OpsError::IndexCycle { .. }
         | OpsError::TooManyDocuments { .. }
         | OpsError::MetadataTooLarge { .. } => (Kind::InvalidImage, None),
-        OpsError::Select(SelectError::NoMatch { .. }) => (
-            Kind::NoMatch,
-            hint("pass --arch or --variant for another manifest, or see `ironboot image inspect`"),
-        ),
+        OpsError::Select(SelectError::NoMatch { wanted, offers, .. }) => {
+            (Kind::NoMatch, images::no_match(wanted, offers))
+        }
         OpsError::Select(SelectError::Ambiguous { .. }) => (
             Kind::Ambiguous,
             hint("name one of them by its digest: IMAGE@sha256:…"),
@@ -296,7 +295,10 @@ fn classify(error: &OpsError) -> (Kind, Option<String>) {
 fn plan(error: &crate::boot::PlanError) -> (Kind, Option<String>) {
     use crate::boot::PlanError;
     match error {
-        PlanError::NoMethod { .. } => (Kind::Unbootable, None),
+        PlanError::NoMethod { .. } => (
+            Kind::Unbootable,
+            hint("`ironboot image inspect IMAGE` shows what its layers are"),
+        ),
         PlanError::NotPossible { .. } => (
             Kind::Unbootable,
             hint("`ironboot plan IMAGE` shows what is possible"),
@@ -339,12 +341,12 @@ fn store(error: &StoreError) -> (Kind, Option<String>) {
                 directory.display()
             )),
         ),
-        StoreError::NoReference { .. } => (
-            Kind::NotFound,
         StoreError::None { .. } => (
             Kind::NotFound,
             hint("check --store and IRONBOOT_STORE; the first `ironboot pull` makes one"),
         ),
+        StoreError::NoReference { .. } => (
+            Kind::NotFound,
             hint("`ironboot image list` shows what there is"),
         ),
         StoreError::InUse { users, .. } => (
@@ -362,7 +364,9 @@ fn store(error: &StoreError) -> (Kind, Option<String>) {
 
 fn stage(error: &StageError) -> (Kind, Option<String>) {
     match error {
-        StageError::Content(error) if error.is_unsafe() => (Kind::UnsafeImage, None),
+        StageError::Content(error) if error.is_unsafe() => {
+            (Kind::UnsafeImage, images::unsafe_content(error))
+        }
         StageError::Content(_) => (Kind::InvalidImage, None),
         StageError::Store(error) => store(error),
         StageError::File(error) => file(error, Kind::Store),
@@ -519,6 +523,10 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
             hint(
                 "pass --accel tcg if KVM is at fault; `ironboot doctor` shows what it is taken for",
             ),
+        ),
+        Error::QemuStart { message, .. } if message.contains("host forwarding rule") => (
+            Kind::Hypervisor,
+            hint("that port of this host is taken: choose another one, as in `-p 8081:80`"),
         ),
         Error::Share { .. } => (
             Kind::Host,

@@ -5,13 +5,13 @@ mod problem;
 use std::error::Error;
 use std::fmt;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use indicatif::HumanBytes;
 use thiserror::Error;
 
-use crate::oci::Digest;
+use crate::oci::{Digest, LayoutForm};
 
 pub use problem::{
     ArchiveProblem, CertificateProblem, CredentialsProblem, HelperProblem, HostsProblem,
@@ -158,6 +158,14 @@ pub enum SourceError {
         /// What is missing or unreadable.
         #[source]
         source: Box<SourceError>,
+    },
+    /// An archive where a directory was named, or the other way round.
+    #[error("{}", other_form(*form, path))]
+    OtherForm {
+        /// What is there.
+        path: PathBuf,
+        /// What was named.
+        form: LayoutForm,
     },
     /// A layout's `index.json` or `oci-layout` cannot be understood.
     #[error("cannot understand {}", path.display())]
@@ -335,6 +343,16 @@ impl SourceError {
                 | Self::BlobNotFound { .. }
                 | Self::LayoutEntryNotFound { .. }
         )
+    }
+}
+
+fn other_form(form: LayoutForm, path: &Path) -> String {
+    let path = path.display();
+    match form {
+        LayoutForm::Directory => format!("`oci:` names a directory, and this is a file: {path}"),
+        LayoutForm::Archive => {
+            format!("`oci-archive:` names a file, and this is a directory: {path}")
+        }
     }
 }
 

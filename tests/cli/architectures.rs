@@ -187,7 +187,7 @@ fn a_manifest_without_an_index_is_checked_against_what_tells_its_architecture() 
                 ------- stderr -------
                 error: image {shown} has no virtualization manifest for linux/amd64
                   caused by: it has sha256:<top> arm64 (by {by}), virtualization (by layers), {layers}: for arm64 by its {by}, not amd64
-                hint: pass --arch or --variant for another manifest, or see `ironboot image inspect`
+                hint: pass `--arch arm64` for what it has; `ironboot image inspect IMAGE` shows all
                 [exit status: 125]
                 "
             ),
@@ -224,7 +224,7 @@ fn a_manifest_that_contradicts_its_entry_is_refused() {
         ------- stderr -------
         error: image oci:$LAYOUT:1 has no virtualization manifest for linux/amd64
           caused by: it has sha256:<manifest> linux/amd64, virtualization (by layers), disk: for arm64 by its annotation, for amd64 by its platform
-        hint: pass --arch or --variant for another manifest, or see `ironboot image inspect`
+        hint: `ironboot image inspect IMAGE` shows all that it has
         [exit status: 125]
         "#,
     );

@@ -34,6 +34,32 @@ pub(crate) fn archived(sandbox: &Sandbox, image: &Image) -> PathBuf {
 }
 
 #[test]
+fn a_layout_that_is_named_as_the_other_form_is_told_apart() {
+    let sandbox = Sandbox::new();
+    archived(&sandbox, &direct());
+    fs::create_dir(sandbox.path("home/os")).unwrap();
+    let told = |image: &str| sandbox.run(format!("plan {image}")).text();
+    check(
+        &told("oci:os.tar"),
+        r#"
+        ------- stderr -------
+        error: `oci:` names a directory, and this is a file: $TMP/home/os.tar
+        hint: `oci-archive:$TMP/home/os.tar` names an image in it
+        [exit status: 125]
+        "#,
+    );
+    check(
+        &told("oci-archive:os"),
+        r#"
+        ------- stderr -------
+        error: `oci-archive:` names a file, and this is a directory: $TMP/home/os
+        hint: `oci:$TMP/home/os` names an image in it
+        [exit status: 125]
+        "#,
+    );
+}
+
+#[test]
 fn an_archive_is_an_image_wherever_an_image_is_read() {
     let sandbox = Sandbox::new();
     let path = archived(&sandbox, &direct());

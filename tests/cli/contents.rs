@@ -33,6 +33,7 @@ fn a_qcow2_that_names_another_file_is_unsafe() {
         r#"
         ------- stderr -------
         error: disk sha256:<disk> is a qcow2 image with a backing file
+        hint: its publisher makes a safe disk of it by `qemu-img convert -O raw`, or by `-O qcow2` without options
         [exit status: 125]
         "#,
     );
@@ -46,6 +47,7 @@ fn a_qcow2_that_names_another_file_is_unsafe() {
         r#"
         ------- stderr -------
         error: disk sha256:<disk> is a qcow2 image with an external data file
+        hint: its publisher makes a safe disk of it by `qemu-img convert -O raw`, or by `-O qcow2` without options
         [exit status: 125]
         "#,
     );
@@ -64,6 +66,7 @@ fn a_disk_in_a_format_that_names_other_files_is_unsafe() {
         r#"
         ------- stderr -------
         error: disk sha256:<disk> is in a format that is refused: VMDK
+        hint: its publisher makes a safe disk of it by `qemu-img convert -O raw`, or by `-O qcow2` without options
         [exit status: 125]
         "#,
     );
@@ -76,6 +79,7 @@ fn a_disk_in_a_format_that_names_other_files_is_unsafe() {
         r#"
         ------- stderr -------
         error: disk sha256:<disk> could be read as gzip and as GPT
+        hint: its publisher has to make one that is one thing only, with zeros where nothing is meant to be
         [exit status: 125]
         "#,
     );

@@ -49,9 +49,16 @@ fn a_disk_that_would_do_harm_is_unsafe_and_nothing_of_it_stays() {
         "gpt-vhd",
     ]) {
         let sandbox = Sandbox::new();
+        let hint = if disk.words.starts_with("could be read as") {
+            "its publisher has to make one that is one thing only, with zeros where nothing is meant \
+             to be"
+        } else {
+            "its publisher makes a safe disk of it by `qemu-img convert -O raw`, or by `-O qcow2` \
+             without options"
+        };
         let expected = format!(
             "\n        ------- stderr -------\n        error: disk sha256:<disk> {}\n        \
-             [exit status: 125]\n        ",
+             hint: {hint}\n        [exit status: 125]\n        ",
             disk.words
         );
         let image = sandbox.layout(&disk_only(&disk.content));

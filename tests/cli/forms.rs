@@ -174,9 +174,9 @@ fn todays_form_boots_its_disk_or_by_the_command_line_in_its_config() {
         r#"
         <manifest-amd64> amd64 by platform, virtualization by layers: disk (- by -) of <rootfs-amd64>
         <manifest-arm64> arm64 by platform, virtualization by layers: disk (- by -) of <rootfs-arm64>
-        {"error":{"causes":["it has sha256:<manifest-arm64> linux/arm64: for arm64, not amd64","it has sha256:<manifest-amd64> linux/amd64, virtualization (by layers), disk: virtualization by its layers"],"hint":"pass --arch or --variant for another manifest, or see `ironboot image inspect`","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/amd64","retryable":false},"schema_version":1}
+        {"error":{"causes":["it has sha256:<manifest-arm64> linux/arm64: for arm64, not amd64","it has sha256:<manifest-amd64> linux/amd64, virtualization (by layers), disk: virtualization by its layers"],"hint":"pass `--arch arm64` or `--variant virtualization` for what it has; `ironboot image inspect IMAGE` shows all","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/amd64","retryable":false},"schema_version":1}
         [exit status: 125]
-        {"error":{"causes":["it has sha256:<manifest-amd64> linux/amd64: for amd64, not arm64","it has sha256:<manifest-arm64> linux/arm64, virtualization (by layers), disk: virtualization by its layers"],"hint":"pass --arch or --variant for another manifest, or see `ironboot image inspect`","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/arm64","retryable":false},"schema_version":1}
+        {"error":{"causes":["it has sha256:<manifest-amd64> linux/amd64: for amd64, not arm64","it has sha256:<manifest-arm64> linux/arm64, virtualization (by layers), disk: virtualization by its layers"],"hint":"pass `--arch amd64` or `--variant virtualization` for what it has; `ironboot image inspect IMAGE` shows all","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/arm64","retryable":false},"schema_version":1}
         [exit status: 125]
         "#,
     );
@@ -186,9 +186,9 @@ fn todays_form_boots_its_disk_or_by_the_command_line_in_its_config() {
         r#"
         <manifest-amd64> amd64 by platform, virtualization by layers: direct (console=tty0 a=1&b ro by config) of <rootfs-amd64> <kernel-amd64> <initramfs-amd64>
         <manifest-arm64> arm64 by platform, virtualization by layers: direct (console=tty0 a=1&b ro by config) of <rootfs-arm64> <kernel-arm64> <initramfs-amd64>
-        {"error":{"causes":["it has sha256:<manifest-arm64> linux/arm64: for arm64, not amd64","it has sha256:<manifest-amd64> linux/amd64, virtualization (by layers), disk,kernel,initramfs: virtualization by its layers"],"hint":"pass --arch or --variant for another manifest, or see `ironboot image inspect`","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/amd64","retryable":false},"schema_version":1}
+        {"error":{"causes":["it has sha256:<manifest-arm64> linux/arm64: for arm64, not amd64","it has sha256:<manifest-amd64> linux/amd64, virtualization (by layers), disk,kernel,initramfs: virtualization by its layers"],"hint":"pass `--arch arm64` or `--variant virtualization` for what it has; `ironboot image inspect IMAGE` shows all","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/amd64","retryable":false},"schema_version":1}
         [exit status: 125]
-        {"error":{"causes":["it has sha256:<manifest-amd64> linux/amd64: for amd64, not arm64","it has sha256:<manifest-arm64> linux/arm64, virtualization (by layers), disk,kernel,initramfs: virtualization by its layers"],"hint":"pass --arch or --variant for another manifest, or see `ironboot image inspect`","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/arm64","retryable":false},"schema_version":1}
+        {"error":{"causes":["it has sha256:<manifest-amd64> linux/amd64: for amd64, not arm64","it has sha256:<manifest-arm64> linux/arm64, virtualization (by layers), disk,kernel,initramfs: virtualization by its layers"],"hint":"pass `--arch amd64` or `--variant virtualization` for what it has; `ironboot image inspect IMAGE` shows all","kind":"no-match","message":"image oci:$LAYOUT:1 has no metal manifest for linux/arm64","retryable":false},"schema_version":1}
         [exit status: 125]
         "#,
     );
@@ -203,7 +203,7 @@ fn todays_metal_form_has_no_signal_but_its_tag_and_no_command_line() {
     check(
         &choice(&sandbox, "--arch amd64", &reference),
         r#"
-        {"error":{"causes":[],"hint":null,"kind":"unbootable","message":"image sha256:<manifest-amd64> can not be booted by any method: direct: the image has no command line for its kernel; uki: the image has no uki layer; disk: the image has no disk layer; iso: the image has no iso layer","retryable":false},"schema_version":1}
+        {"error":{"causes":[],"hint":"`ironboot image inspect IMAGE` shows what its layers are","kind":"unbootable","message":"image sha256:<manifest-amd64> can not be booted by any method: direct: the image has no command line for its kernel; uki: the image has no uki layer; disk: the image has no disk layer; iso: the image has no iso layer","retryable":false},"schema_version":1}
         [exit status: 125]
         "#,
     );
@@ -223,7 +223,7 @@ fn todays_metal_form_has_no_signal_but_its_tag_and_no_command_line() {
     check(
         &choice(&sandbox, "--arch amd64", &metal),
         r#"
-        {"error":{"causes":["it has sha256:<manifest-arm64> linux/arm64: for arm64, not amd64","it has sha256:<manifest-amd64> linux/amd64, metal (by tag), kernel,initramfs,squashfs: metal by its tag"],"hint":"pass --arch or --variant for another manifest, or see `ironboot image inspect`","kind":"no-match","message":"image oci:$TMP/metal:1.2-metal has no virtualization manifest for linux/amd64","retryable":false},"schema_version":1}
+        {"error":{"causes":["it has sha256:<manifest-arm64> linux/arm64: for arm64, not amd64","it has sha256:<manifest-amd64> linux/amd64, metal (by tag), kernel,initramfs,squashfs: metal by its tag"],"hint":"pass `--arch arm64` or `--variant metal` for what it has; `ironboot image inspect IMAGE` shows all","kind":"no-match","message":"image oci:$TMP/metal:1.2-metal has no virtualization manifest for linux/amd64","retryable":false},"schema_version":1}
         [exit status: 125]
         "#,
     );

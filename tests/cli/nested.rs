@@ -304,6 +304,7 @@ fn kernels_within_an_index_yield_to_an_image_beside_them() {
         r#"
         ------- stderr -------
         error: image sha256:<kbake-arm64> can not be booted by any method: direct: the kernel has neither an initramfs nor a disk to find its root on; uki: the image has no uki layer; disk: the image has no disk layer; iso: the image has no iso layer
+        hint: `ironboot image inspect IMAGE` shows what its layers are
         [exit status: 125]
         "#,
     );

@@ -45,7 +45,7 @@ fn where_nothing_fits_the_error_lists_what_there_is() {
           caused by: it has sha256:<arm> linux/arm64: for arm64, not amd64
           caused by: it has sha256:<ibm> linux/s390x: for s390x, not amd64
           caused by: it has sha256:<metal> linux/amd64, metal (by annotation), kernel: metal by its annotation
-        hint: pass --arch or --variant for another manifest, or see `ironboot image inspect`
+        hint: pass `--arch arm64` or `--variant metal` for what it has; `ironboot image inspect IMAGE` shows all
         [exit status: 125]
         "#,
     );
@@ -60,7 +60,7 @@ fn where_nothing_fits_the_error_lists_what_there_is() {
           caused by: it has sha256:<metal> linux/amd64: for amd64, not arm64
           caused by: it has sha256:<ibm> linux/s390x: for s390x, not arm64
           caused by: it has sha256:<arm> linux/arm64, virtualization (by annotation), disk: virtualization by its annotation
-        hint: pass --arch or --variant for another manifest, or see `ironboot image inspect`
+        hint: pass `--arch amd64` or `--variant virtualization` for what it has; `ironboot image inspect IMAGE` shows all
         [exit status: 125]
         "#,
     );
@@ -73,7 +73,7 @@ fn where_nothing_fits_the_error_lists_what_there_is() {
         ------- stderr -------
         error: image oci:$LAYOUT:1 has no virtualization manifest for linux/amd64
           caused by: its index has no entries
-        hint: pass --arch or --variant for another manifest, or see `ironboot image inspect`
+        hint: `ironboot image inspect IMAGE` shows all that it has
         [exit status: 125]
         "#,
     );
@@ -437,6 +437,7 @@ fn a_way_to_boot_that_the_image_does_not_offer_is_refused() {
         r#"
         ------- stderr -------
         error: image sha256:<manifest> can not be booted by any method: direct: the image has no command line for its kernel; uki: the image has no uki layer; disk: the image has no disk layer; iso: the image has no iso layer
+        hint: `ironboot image inspect IMAGE` shows what its layers are
         [exit status: 125]
         "#,
     );

@@ -115,7 +115,13 @@ fn an_image_without_the_signature_that_is_asked_for_is_refused_before_its_blobs(
         let head = "------- stderr -------\nerror: image $REGISTRY/os:1 is not let in by \
                     $TMP/policy.json\n";
         let told = told.replace("sha256:$OTHER", &elsewhere);
-        assert_eq!(told, format!("{head}{expected}[exit status: 125]\n"));
+        let hint = if expected.contains("hint: ") {
+            ""
+        } else {
+            "hint: see whether that scope of the file names the right key and identity; `ironboot \
+             image inspect IMAGE` shows what decides\n"
+        };
+        assert_eq!(told, format!("{head}{expected}{hint}[exit status: 125]\n"));
     }
     // A signature of one manifest is none of the others.
     let sandbox = Sandbox::new();

@@ -158,7 +158,11 @@ fn a_key_that_is_taken_away_is_of_no_effect_from_then_on() {
     }
     policy(&sandbox, r#"{"default":[{"type":"reject"}]}"#);
     for line in &offline {
-        assert_eq!(sandbox.run(line).status, 125, "{line}");
+        let output = sandbox.run(line);
+        assert_eq!(output.status, 125, "{line}");
+        let hint =
+            "that scope of the file decides; an image that is to be let in takes one of its own";
+        assert!(output.text().contains(hint), "{line}: {}", output.text());
     }
 }
 

@@ -388,6 +388,7 @@ fn what_is_not_what_its_layer_says_is_passed_over_and_told() {
         r#"
         ------- stderr -------
         error: image sha256:<manifest> can not be booted by any method: direct: kernel sha256:<kernel> is all zeros; uki: uki sha256:<uki> is for arm64, not amd64; disk: the image has no disk layer; iso: the image has no iso layer
+        hint: `ironboot image inspect IMAGE` shows what its layers are
         [exit status: 125]
         "#,
     );

@@ -17,7 +17,12 @@ fn a_qemu_that_ends_at_once_is_quoted_and_its_instance_is_gone() {
         "run",
         &["--json", "--name", "forwarded", "--publish", &forward],
     );
-    let (kind, message) = run.ends().with_code(125).error();
+    let ended = run.ends().with_code(125);
+    assert_eq!(
+        ended.json()["error"]["hint"],
+        "that port of this host is taken: choose another one, as in `-p 8081:80`"
+    );
+    let (kind, message) = ended.error();
     assert_eq!(kind, "hypervisor");
     let port = forward.replace(':', "-:");
     assert_eq!(

@@ -3,6 +3,10 @@
 use std::path::Path;
 
 use crate::cli::report::{Kind, hint};
+use crate::content::ContentError;
+use crate::image::offer::Dropped;
+use crate::image::select::Wanted;
+use crate::oci::{Architecture, LayoutForm};
 use crate::signature::{Distrust, Refusal};
 use crate::source::{ArchiveProblem, SourceError};
 
@@ -16,7 +20,10 @@ pub(super) fn untrusted(distrust: &Distrust) -> Option<String> {
         )
     };
     match distrust {
-        Distrust::Rejected { .. } => None,
+        Distrust::Rejected { .. } => hint(
+            "that scope of the file decides; an image that is to be let in takes one of its own, and \
+             `ironboot image inspect IMAGE` shows which decides then",
+        ),
         Distrust::Unsigned { .. } => hint(
             "have it signed, as by `cosign sign --key`; an image that is here gets its signatures \
              when it is asked for again",
@@ -24,8 +31,62 @@ pub(super) fn untrusted(distrust: &Distrust) -> Option<String> {
         Distrust::NotBy { refusals, .. } if refusals.iter().any(is_named) => hint(
             "cosign signs no tag: the signedIdentity {\"type\": \"matchRepository\"} asks for none",
         ),
-        Distrust::NotBy { .. } => None,
+        Distrust::NotBy { .. } => hint(
+            "see whether that scope of the file names the right key and identity; `ironboot image \
+             inspect IMAGE` shows what decides",
+        ),
     }
+}
+
+/// What helps with content that could do harm: only its publisher can make it otherwise.
+pub(super) fn unsafe_content(error: &ContentError) -> Option<String> {
+    match error {
+        ContentError::TwoFormats { .. } => hint(
+            "its publisher has to make one that is one thing only, with zeros where nothing is meant \
+             to be",
+        ),
+        ContentError::ForeignFormat {
+            format: format @ ("gzip" | "xz" | "zstd"),
+            ..
+        } => Some(format!(
+            "its publisher has to unpack it first: `{format} -d`"
+        )),
+        ContentError::ForeignFormat { role: "iso", .. } => None,
+        _ => hint(
+            "its publisher makes a safe disk of it by `qemu-img convert -O raw`, or by `-O qcow2` \
+             without options",
+        ),
+    }
+}
+
+/// What an index offers instead of what was looked for, as options.
+pub(super) fn no_match(wanted: &Wanted, offers: &[Dropped]) -> Option<String> {
+    let mut choices: Vec<String> = Vec::new();
+    for Dropped { offer, .. } in offers {
+        let mut options = Vec::new();
+        match &offer.architecture {
+            Some((Architecture::Other(_), _)) => continue,
+            Some((word, _)) if *word != wanted.architecture => {
+                options.push(format!("--arch {word}"));
+            }
+            _ => {}
+        }
+        match offer.variant {
+            Some((word, _)) if word != wanted.variant => options.push(format!("--variant {word}")),
+            _ => {}
+        }
+        let options = format!("`{}`", options.join(" "));
+        if options != "``" && !choices.contains(&options) {
+            choices.push(options);
+        }
+    }
+    if choices.is_empty() {
+        return hint("`ironboot image inspect IMAGE` shows all that it has");
+    }
+    Some(format!(
+        "pass {} for what it has; `ironboot image inspect IMAGE` shows all",
+        choices.join(" or ")
+    ))
 }
 
 pub(super) fn source(error: &SourceError) -> (Kind, Option<String>) {
@@ -38,6 +99,17 @@ pub(super) fn source(error: &SourceError) -> (Kind, Option<String>) {
             Kind::NotFound,
             hint("name a directory or tar archive that holds an `oci-layout` file"),
         ),
+        Error::OtherForm { path, form } => {
+            let other = match form {
+                LayoutForm::Directory => "oci-archive",
+                LayoutForm::Archive => "oci",
+            };
+            let path = path.display();
+            (
+                Kind::NotFound,
+                Some(format!("`{other}:{path}` names an image in it")),
+            )
+        }
         Error::Unauthorized { user: None, .. } => (
             Kind::Unauthorized,
             hint("log in, with `podman login` for one, or pass --authfile"),

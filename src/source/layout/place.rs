@@ -37,6 +37,14 @@ pub(super) struct OpenFile {
 impl Place {
     /// Opens what says that it is a layout.
     pub(super) fn open(form: LayoutForm, path: &Path) -> Result<Self, SourceError> {
+        let is_other = match form {
+            LayoutForm::Directory => path.is_file(),
+            LayoutForm::Archive => path.is_dir(),
+        };
+        if is_other {
+            let path = path.to_owned();
+            return Err(SourceError::OtherForm { path, form });
+        }
         let place = match form {
             LayoutForm::Directory => Self::Directory(Directory::open(path)?),
             LayoutForm::Archive => Self::Archive(Archive::open(path)?),
