@@ -1,6 +1,7 @@
 //! `--bind`: directories of the host's that a guest mounts.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use crate::bench::{Bench, MACHINE};
@@ -76,5 +77,33 @@ fn a_vm_that_does_not_start_leaves_nobody_who_serves_its_directories() {
     let options = ["--bind", &bind, "--", "-device", "no-such-device"];
     bench.start("run", &options).ends().with_code(125);
     assert!(!somebody_has(&bind));
+    bench.is_clean();
+}
+
+#[test]
+fn a_start_that_is_killed_before_qemu_runs_leaves_nobody_who_serves_its_directories() {
+    let bench = Bench::new();
+    let shared = bench.root().join("shared");
+    fs::create_dir(&shared).unwrap();
+    let bind = shared.display().to_string();
+    bench
+        .start("run", &["--name", "vm", "--detach", "--bind", &bind])
+        .ends()
+        .with_code(0);
+    bench.does(&["stop", "--force", "vm"]);
+    // In QEMU's place one that ends whoever starts the VM, and itself.
+    let programs = bench.root().join("programs");
+    fs::create_dir(&programs).unwrap();
+    let script = "#!/bin/sh\ncase \"$*\" in *vhost-user-fs*) kill -KILL $PPID; exit 1 ;; esac\n\
+                  exec /usr/bin/qemu-system-x86_64 \"$@\"\n";
+    let qemu = programs.join("qemu-system-x86_64");
+    fs::write(&qemu, script).unwrap();
+    fs::set_permissions(&qemu, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut start = bench.command(&["start", "vm"]);
+    let path = std::env::var("PATH").unwrap();
+    start.env("PATH", format!("{}:{path}", programs.display()));
+    Session::start(start).ends().with_code(128 + 9);
+    wait_until("nobody serves the directory", || !somebody_has(&bind));
+    bench.does(&["rm", "vm"]);
     bench.is_clean();
 }

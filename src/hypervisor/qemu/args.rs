@@ -90,12 +90,12 @@ pub fn command(
     args.add("-m", format!("{}M", memory.mib()));
     args.add("-pidfile", PID_FILE);
     let socket = Options::new("socket").with("id", "monitor");
-    let monitor = match monitor {
+    let of_monitor = match monitor {
         MonitorSocket::Named => socket.with("path", MONITOR),
         MonitorSocket::Inherited => socket.with("fd", &MONITOR_DESCRIPTOR.to_string()),
     };
-    let monitor = monitor.with("server", "on").with("wait", "off");
-    args.add("-chardev", monitor);
+    let of_monitor = of_monitor.with("server", "on").with("wait", "off");
+    args.add("-chardev", of_monitor);
     args.add("-mon", "chardev=monitor,mode=control");
     let console = Options::new("stdio")
         .with("id", "console")
@@ -128,7 +128,7 @@ pub fn command(
     if *is_observed {
         devices::observers(&mut args, spec)?;
     }
-    devices::binds(&mut args, binds);
+    devices::binds(&mut args, binds, monitor);
     // Last, as the later of two words is the one that counts for much of what QEMU takes.
     for argument in qemu_arguments {
         args.flag(argument);
@@ -400,6 +400,21 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn what_is_inherited_has_the_descriptor_that_it_is_told_by() {
+        let samples = samples::all();
+        let (_, spec) = samples.iter().find(|(name, _)| *name == "bind").unwrap();
+        let args = command(spec, MonitorSocket::Inherited).unwrap();
+        let sockets = args.iter().filter_map(|arg| arg.to_str());
+        let sockets = sockets.filter(|arg| arg.starts_with("socket,"));
+        let expected = [
+            "socket,id=monitor,fd=3,server=on,wait=off",
+            "socket,id=bind-0,fd=4",
+            "socket,id=bind-1,fd=5",
+        ];
+        assert_eq!(sockets.collect::<Vec<_>>(), expected);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::domain::{
     Bind, Disk, DiskBus, DiskFormat, DomainSpec, Forward, Machine, NOTICE_PORT, Nic,
 };
+use crate::hypervisor::qemu::args::MonitorSocket;
 use crate::hypervisor::qemu::options::{Arguments, Options, text};
 use crate::hypervisor::qemu::virtiofs;
 use crate::hypervisor::{HypervisorError, mac_address};
@@ -104,8 +105,9 @@ fn device(name: &str, disk: &Disk) -> Value {
     device
 }
 
-/// Adds the directories that the guest may mount, each served by a daemon on a socket.
-pub(super) fn binds(args: &mut Arguments, binds: &[Bind]) {
+/// Adds the directories that the guest may mount, each served by a daemon on a socket; QEMU has the
+/// connections to them as it has its monitor.
+pub(super) fn binds(args: &mut Arguments, binds: &[Bind], monitor: MonitorSocket) {
     for (number, bind) in binds.iter().enumerate() {
         let Bind {
             // In the daemon.
@@ -114,9 +116,11 @@ pub(super) fn binds(args: &mut Arguments, binds: &[Bind]) {
             read_only: _,
         } = bind;
         let name = format!("bind-{number}");
-        let socket = Options::new("socket")
-            .with("id", &name)
-            .with("path", &virtiofs::socket(number));
+        let socket = Options::new("socket").with("id", &name);
+        let socket = match monitor {
+            MonitorSocket::Named => socket.with("path", &virtiofs::socket(number)),
+            MonitorSocket::Inherited => socket.with("fd", &virtiofs::connection(number)),
+        };
         args.add("-chardev", socket);
         let device = json!({"driver": "vhost-user-fs-pci", "chardev": name, "tag": tag.as_str()});
         args.add("-device", device.to_string());

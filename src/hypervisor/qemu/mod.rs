@@ -100,8 +100,9 @@ impl Hypervisor for Qemu {
         let log_path = directory.join("qemu.log");
         let log = lock(&log_path, &spec.name).await?;
         log.file().set_len(0).map_err(of_file(&log_path))?;
-        let daemons = virtiofs::share(spec).await?;
-        match spawn_and_wait(spec, log).await {
+        let mut daemons = virtiofs::share(spec).await?;
+        let connections = daemons.take_connections();
+        match spawn_and_wait(spec, log, connections).await {
             Ok(()) => Ok(()),
             Err(error) => Err(daemons.end(error).await),
         }
@@ -283,8 +284,12 @@ async fn ends_within(directory: &Path, timeout: Duration) -> Result<bool, Hyperv
 }
 
 /// Starts QEMU and waits until it runs; it does not if this fails.
-async fn spawn_and_wait(spec: &DomainSpec, log: Lock) -> Result<(), HypervisorError> {
-    let mut child = spawn(spec, &log)?;
+async fn spawn_and_wait(
+    spec: &DomainSpec,
+    log: Lock,
+    connections: Vec<FdMapping>,
+) -> Result<(), HypervisorError> {
+    let mut child = spawn(spec, &log, connections)?;
     // From here on the lock is the child's: it keeps the descriptor as its standard error.
     drop(log);
     match wait_for_monitor(spec, &mut child).await {
@@ -296,8 +301,12 @@ async fn spawn_and_wait(spec: &DomainSpec, log: Lock) -> Result<(), HypervisorEr
     }
 }
 
-/// Starts QEMU, whose standard error is the locked log.
-fn spawn(spec: &DomainSpec, log: &Lock) -> Result<Child, HypervisorError> {
+/// Starts QEMU, whose standard error is the locked log; it inherits `connections` as well.
+fn spawn(
+    spec: &DomainSpec,
+    log: &Lock,
+    connections: Vec<FdMapping>,
+) -> Result<Child, HypervisorError> {
     let command = args::command(spec, MonitorSocket::Inherited)?;
     let directory = &spec.directory;
     for name in [args::MONITOR, args::PID_FILE, "console.log", KNOWN_HOSTS] {
@@ -330,8 +339,10 @@ fn spawn(spec: &DomainSpec, log: &Lock) -> Result<Child, HypervisorError> {
     };
     let (program, arguments) = command.split_first().expect("a command has a program");
     let mut command = Command::new(program);
-    let inherits = command.as_std_mut().fd_mappings(vec![monitor]);
-    inherits.expect("one descriptor is no two");
+    let mut inherited = connections;
+    inherited.push(monitor);
+    let inherits = command.as_std_mut().fd_mappings(inherited);
+    inherits.expect("each has a descriptor of its own");
     command
         .args(arguments)
         .current_dir(directory)

@@ -45,6 +45,21 @@ pub(super) fn listen_at(directory: &Path, name: &str) -> Result<UnixListener, Hy
     listen().map_err(failed)
 }
 
+/// Connects to the socket of this name.
+pub(super) fn connect_at(
+    directory: &Path,
+    name: &str,
+) -> Result<std::os::unix::net::UnixStream, HypervisorError> {
+    let connect = || {
+        let (_open, path) = path_in(directory, name)?;
+        std::os::unix::net::UnixStream::connect(path)
+    };
+    connect().map_err(|source| HypervisorError::Io {
+        path: directory.join(name),
+        source,
+    })
+}
+
 /// A socket's path by way of the directory's descriptor, for as long as that is open: a socket's
 /// own path may have 107 bytes only.
 fn path_in(directory: &Path, name: &str) -> io::Result<(File, String)> {

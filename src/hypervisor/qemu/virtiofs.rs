@@ -1,15 +1,17 @@
 //! Directories that are shared with a guest: a `virtiofsd` for each, which lives as long as QEMU.
 //!
 //! ```text
-//! <directory>/bind-N.sock    where QEMU finds the daemon of directory N, which inherits the socket
+//! <directory>/bind-N.sock    the socket of the daemon of directory N, which inherits it
 //!             bind-N.log     what that daemon has said since the VM's start
 //! ```
 //!
-//! A daemon serves one connection and ends with it, so QEMU's end is its own, however that comes. There
-//! are two programs of the name: QEMU's, until 7.2, takes its options as a file system does, and the one
+//! A daemon serves one connection and ends with it. That one is made before the daemon is started, and
+//! QEMU inherits it: so the daemon ends with QEMU, or with us where we end before QEMU has it, however
+//! that comes. There are two programs of the name: QEMU's, until 7.2, takes its options as a file system does, and the one
 //! that came after as programs do. Each shuts itself up in the directory before it serves anything.
 
 use std::ffi::OsString;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -21,7 +23,7 @@ use tokio::time::timeout;
 use crate::domain::{Bind, DomainSpec};
 use crate::hypervisor::HypervisorError;
 use crate::hypervisor::qemu::options::text;
-use crate::hypervisor::qemu::{of_file, qmp};
+use crate::hypervisor::qemu::{args, of_file, qmp};
 
 /// Where the program is: on the search path, or where Debian, Fedora and Arch have it beside it.
 const PLACES: [&str; 4] = [
@@ -32,9 +34,11 @@ const PLACES: [&str; 4] = [
 ];
 /// The descriptor of the socket in a daemon: the first that no process has for itself.
 const SOCKET_DESCRIPTOR: i32 = 3;
+/// The descriptor of the connection to the first daemon in QEMU, where the others follow.
+const FIRST_CONNECTION: i32 = args::MONITOR_DESCRIPTOR + 1;
 /// How long the program may take to tell its options.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long a daemon that has served a QEMU may take to end after it; one that has not never does.
+/// How long a daemon may take to end after its connection.
 const END_PATIENCE: Duration = Duration::from_millis(500);
 /// Most that is read of what a daemon has said, in bytes.
 const MAX_WORDS_BYTES: u64 = 64 << 10;
@@ -66,11 +70,18 @@ enum Socket<'a> {
 pub(super) struct Daemons<'spec> {
     spec: &'spec DomainSpec,
     children: Vec<Child>,
+    /// The only one of each, for QEMU.
+    connections: Vec<UnixStream>,
 }
 
 /// Name of the socket of directory `number`, in the VM's own.
 pub(super) fn socket(number: usize) -> String {
     format!("bind-{number}.sock")
+}
+
+/// The descriptor that QEMU inherits as the connection to the daemon of directory `number`.
+pub(super) fn connection(number: usize) -> String {
+    (FIRST_CONNECTION.unsigned_abs() as usize + number).to_string()
 }
 
 fn log(number: usize) -> String {
@@ -96,6 +107,7 @@ pub(super) async fn share(spec: &DomainSpec) -> Result<Daemons<'_>, HypervisorEr
     let mut daemons = Daemons {
         spec,
         children: Vec::new(),
+        connections: Vec::new(),
     };
     if spec.binds.is_empty() {
         return Ok(daemons);
@@ -103,7 +115,10 @@ pub(super) async fn share(spec: &DomainSpec) -> Result<Daemons<'_>, HypervisorEr
     let program = find().await?;
     for (number, bind) in spec.binds.iter().enumerate() {
         match program.spawn(spec, number, bind) {
-            Ok(child) => daemons.children.push(child),
+            Ok((connection, child)) => {
+                daemons.connections.push(connection);
+                daemons.children.push(child);
+            }
             Err(error) => return Err(daemons.end(error).await),
         }
     }
@@ -189,7 +204,7 @@ impl Program {
         spec: &DomainSpec,
         number: usize,
         bind: &Bind,
-    ) -> Result<Child, HypervisorError> {
+    ) -> Result<(UnixStream, Child), HypervisorError> {
         let words = self.command(spec, bind, Socket::Inherited)?;
         let log = spec.directory.join(log(number));
         let errors = std::fs::File::create(&log).map_err(of_file(&log))?;
@@ -198,11 +213,12 @@ impl Program {
             parent_fd: qmp::listen_at(&spec.directory, &socket(number))?.into(),
             child_fd: SOCKET_DESCRIPTOR,
         };
+        let connection = qmp::connect_at(&spec.directory, &socket(number))?;
         let (program, arguments) = words.split_first().expect("a command has a program");
         let mut command = Command::new(program);
         let inherits = command.as_std_mut().fd_mappings(vec![listener]);
         inherits.expect("one descriptor is no two");
-        command
+        let child = command
             .args(arguments)
             .current_dir("/")
             .stdin(Stdio::null())
@@ -211,16 +227,28 @@ impl Program {
             // Ctrl-C in the terminal is for us.
             .process_group(0)
             .spawn()
-            .map_err(of_file(Path::new(program)))
+            .map_err(of_file(Path::new(program)))?;
+        Ok((connection, child))
     }
 }
 
 impl Daemons<'_> {
+    /// What QEMU inherits: the connection to each, as [`connection`] numbers them.
+    pub(super) fn take_connections(&mut self) -> Vec<FdMapping> {
+        let connections = self.connections.drain(..).zip(FIRST_CONNECTION..);
+        let inherited = connections.map(|(connection, child_fd)| FdMapping {
+            parent_fd: connection.into(),
+            child_fd,
+        });
+        inherited.collect()
+    }
+
     /// Ends them with a start that failed by `error`; returns the better reason, if one of them has it.
     pub(super) async fn end(self, error: HypervisorError) -> HypervisorError {
         let mut reason = error;
+        drop(self.connections);
         for (number, mut child) in self.children.into_iter().enumerate() {
-            // One that serves ends with QEMU, and well; one that could not has ended before it.
+            // One that serves ends with its connection, and well; one that could not has before it.
             let ended = timeout(END_PATIENCE, child.wait()).await;
             let failed = matches!(&ended, Ok(Ok(status)) if !status.success());
             if ended.is_err() {
