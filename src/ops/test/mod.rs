@@ -180,7 +180,7 @@ pub async fn test(
 /// Waits until it is interrupted; for ever, if whoever could interrupt it is gone.
 async fn told(interrupted: &mut watch::Receiver<bool>) {
     if interrupted.wait_for(|told| *told).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
