@@ -54,6 +54,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "image",
             "boot",
             "domain",
+            "content",
             "expect",
             "signature",
             "files",

@@ -308,7 +308,7 @@ fn what_is_no_tar_archive_is_refused() {
     assert!(matches!(missing, Err(SourceError::Io { .. })));
     let directory = tempfile::tempdir().unwrap();
     let error = Place::open(LayoutForm::Archive, directory.path()).unwrap_err();
-    assert!(matches!(error, SourceError::NotAFile { .. }), "{error}");
+    assert!(matches!(error, SourceError::OtherForm { .. }), "{error}");
     let pipe = directory.path().join("pipe");
     let kind = rustix::fs::FileType::Fifo;
     rustix::fs::mknodat(rustix::fs::CWD, &pipe, kind, Mode::RUSR | Mode::WUSR, 0).unwrap();
