@@ -1,10 +1,6 @@
 //! A guest's SSH server, as its user reaches it: by a port of this host's loopback, which QEMU leads
 //! to the guest's, and with the store's [`key`], which the guest was offered when it was made.
 //!
-//! ```text
-//! <directory>/known_hosts    by which keys the guest is known, from the first login since its start on
-//! ```
-//!
 //! The port is one that was free when QEMU started, so no two VMs want the same; QEMU is asked for it.
 
 pub mod key;
@@ -171,14 +167,13 @@ pub fn command(login: &Login, words: &[String]) -> Command {
     if login.asks == Asks::Nobody {
         ssh.args(["-o", "BatchMode=yes"]);
     }
-    ssh.arg("-o");
-    ssh.arg(format!("UserKnownHostsFile={}", qemu::KNOWN_HOSTS));
     for option in [
+        // A guest that keeps nothing has other keys after each reboot, and nobody to vouch for them. Who
+        // is meant is known all the same: the port is one that QEMU has on this host's loopback, for as
+        // long as the VM lives.
+        "UserKnownHostsFile=/dev/null",
         "GlobalKnownHostsFile=none",
-        "StrictHostKeyChecking=accept-new",
-        // The port is another one at each start, and the guest is not.
-        "HostKeyAlias=guest",
-        "CheckHostIP=no",
+        "StrictHostKeyChecking=no",
         // Or it tells of every new guest that it is new.
         "LogLevel=ERROR",
     ] {

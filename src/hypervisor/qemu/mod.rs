@@ -57,10 +57,6 @@ pub use guard::Guard;
 /// Name in records and JSON.
 pub const NAME: &str = "qemu";
 
-/// Where it is kept by which keys the guest's SSH server is known. It goes at each start: a system
-/// that keeps nothing makes new ones at each boot.
-pub const KNOWN_HOSTS: &str = "known_hosts";
-
 /// How long QEMU may take until its monitor answers.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long QEMU may take to end once it was told to.
@@ -309,7 +305,7 @@ fn spawn(
 ) -> Result<Child, HypervisorError> {
     let command = args::command(spec, MonitorSocket::Inherited)?;
     let directory = &spec.directory;
-    for name in [args::MONITOR, args::PID_FILE, "console.log", KNOWN_HOSTS] {
+    for name in [args::MONITOR, args::PID_FILE, "console.log"] {
         files::remove(&directory.join(name)).map_err(file_error)?;
     }
     // QEMU would make it readable by everybody.
