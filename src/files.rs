@@ -11,7 +11,7 @@ use rustix::fs::{
     utimensat,
 };
 use rustix::io::retry_on_intr;
-use tempfile::NamedTempFile;
+use tempfile::{NamedTempFile, TempDir};
 use thiserror::Error;
 
 /// A file or directory that could not be used.
@@ -92,15 +92,40 @@ pub fn replace(path: &Path, content: &[u8], scratch: &Path) -> Result<(), FileEr
 fn scratch_file(scratch: &Path) -> Result<NamedTempFile, FileError> {
     loop {
         let file = tempfile::Builder::new()
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o644))
+            .permissions(Permissions::from_mode(0o644))
             .tempfile_in(scratch)
             .map_err(FileError::of("create a file in", scratch))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            // It may have been taken for a leftover before it was locked.
-            Ok(()) if is_same_file(file.as_file(), file.path())? => return Ok(file),
-            Ok(()) | Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(FileError::of("lock", file.path())(error.into())),
+        if is_held_by_us(file.as_file(), file.path())? {
+            return Ok(file);
         }
+    }
+}
+
+/// A directory of our own in `scratch`, locked by what is returned with it, so that it shows which
+/// ones were left by a kill.
+pub fn scratch_dir(scratch: &Path) -> Result<(TempDir, File), FileError> {
+    loop {
+        let directory = tempfile::Builder::new()
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(scratch)
+            .map_err(FileError::of("create a directory in", scratch))?;
+        let path = directory.path();
+        let lock = match File::open(path) {
+            Err(error) if is_nowhere(&error) => continue,
+            result => result.map_err(FileError::of("open", path))?,
+        };
+        if is_held_by_us(&lock, path)? {
+            return Ok((directory, lock));
+        }
+    }
+}
+
+/// Locks what was just made in a scratch directory. It may have been taken for a leftover before that.
+fn is_held_by_us(file: &File, path: &Path) -> Result<bool, FileError> {
+    match flock(file, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => is_same_file(file, path),
+        Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => Ok(false),
+        Err(error) => Err(FileError::of("lock", path)(error.into())),
     }
 }
 

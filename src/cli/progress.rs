@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use indicatif::{HumanBytes, HumanDuration, MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 
+use crate::cli::script::quoted;
 use crate::oci::{Digest, Printable};
 use crate::ops::Progress;
 use crate::ops::ssh::key::Offer;
@@ -419,6 +420,15 @@ fn words(event: Progress, amount: Amount) -> Option<String> {
         Progress::Attached => Some("Ctrl-] leaves the console, and the VM goes on".to_owned()),
         Progress::NoSshKey { reason } => {
             verbose.then(|| format!("no key for `ironboot ssh`: {reason}"))
+        }
+        Progress::BrokenSshKey(directory) => {
+            let shown = directory.join("id_ed25519.pub");
+            Some(format!(
+                "no key for `ironboot ssh`: {} is not there or no key of Ed25519; \
+                 `rm -r {}`, and the next VM has a new one",
+                Printable(&shown.display().to_string()),
+                Printable(&quoted(&directory))
+            ))
         }
         Progress::WaitingForSsh(name) => Some(format!("waiting for the SSH server of {name}")),
         Progress::SshFailed(offers) => Some(ssh_failed(&offers)),

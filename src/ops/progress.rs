@@ -1,5 +1,6 @@
 //! What a use case tells while it works. The program draws it; the library prints nothing.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::boot::{CommandLine, MethodName};
@@ -145,6 +146,8 @@ pub enum Progress {
         /// Why not.
         reason: String,
     },
+    /// What is in this directory of the store's is no such key, so that no guest is offered one.
+    BrokenSshKey(PathBuf),
     /// The SSH server of this VM's guest does not answer yet.
     WaitingForSsh(DomainName),
     /// `ssh` could not log in, or says so; by these ways the guest was offered the store's key.

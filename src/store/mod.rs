@@ -222,6 +222,12 @@ impl Store {
         self.root.join("instances")
     }
 
+    /// The directory of what is half made: see [`files::scratch_dir`].
+    #[must_use]
+    pub fn scratch(&self) -> PathBuf {
+        self.path("tmp")
+    }
+
     /// Creates what is missing of the directory tree. Directories are 0711: a hypervisor that
     /// runs as another user may reach what it is told of, and list nothing.
     pub fn create(&self) -> Result<(), StoreError> {

@@ -301,8 +301,12 @@ impl Store {
                 continue;
             };
             let is_left = match () {
-                // Half written by `files::replace`, which holds it until it has its name.
-                () if name.starts_with(".tmp") => metadata.is_file() && !files::is_held(&path)?,
+                // Half made by somebody who holds it until it has its name: `files::replace`, or
+                // `files::scratch_dir`.
+                () if name.starts_with(".tmp") => {
+                    let is_ours = metadata.is_file() || metadata.is_dir();
+                    is_ours && !files::is_held(&path)?
+                }
                 () => name.starts_with(ON_ITS_WAY_OUT),
             };
             if !is_left {

@@ -54,6 +54,34 @@ fn a_command_is_executed_with_the_stores_key_and_ends_as_it_ends() {
 }
 
 #[test]
+fn a_store_whose_key_is_broken_says_so_and_how_it_gets_another() {
+    let bench = Bench::new();
+    let directory = bench.store().join("ssh");
+    fs::create_dir_all(&directory).unwrap();
+    fs::write(directory.join("id_ed25519"), "").unwrap();
+    let start = || {
+        let run = bench.start("run", &["--name", "vm", "--detach"]);
+        let run = run.ends().with_code(0);
+        bench.does(&["rm", "--force", "vm"]);
+        run.stderr
+    };
+    let told = start();
+    let expected = format!(
+        "no key for `ironboot ssh`: {0}/id_ed25519.pub is not there or no key of Ed25519; \
+         `rm -r {0}`,",
+        directory.display()
+    );
+    assert!(told.contains(&expected), "{told}");
+    fs::remove_dir_all(&directory).unwrap();
+    let told = start();
+    assert!(!told.contains("no key"), "{told}");
+    assert!(directory.join("id_ed25519.pub").exists());
+    // Where it was made nothing is left of that.
+    assert_eq!(fs::read_dir(bench.store().join("tmp")).unwrap().count(), 0);
+    bench.is_clean();
+}
+
+#[test]
 fn a_port_that_is_published_is_the_one_and_a_key_of_the_users_own_is_left_alone() {
     let bench = Bench::new();
     // One that is free now.

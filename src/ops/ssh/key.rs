@@ -9,7 +9,6 @@
 //! has no config of the user's, in a config that does the same. Whether it takes it nobody is told.
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 
 use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -23,6 +22,8 @@ use crate::ops::{Context, OpsError, Progress};
 use crate::stage::{GuestFile, Inspected};
 use crate::store::Store;
 
+/// The directory of both halves, in a store.
+const DIRECTORY: &str = "ssh";
 /// The private key as seen from the directory of an instance.
 pub(super) const FROM_INSTANCE: &str = "../../ssh/id_ed25519";
 /// The credential by which systemd takes keys of root's (252 and later; systemd's provision.conf).
@@ -58,7 +59,7 @@ impl Offer {
 
 /// The key, if the store has one.
 pub fn find(store: &Store) -> Result<Option<Key>, OpsError> {
-    let path = store.root().join("ssh/id_ed25519.pub");
+    let path = store.root().join(DIRECTORY).join("id_ed25519.pub");
     let text = files::read_small(&path, MAX_BYTES)?;
     let text = text.map(|bytes| String::from_utf8_lossy(&bytes).trim_end().to_owned());
     // It goes to guests as it stands, so what is not one line of a key is none.
@@ -69,8 +70,15 @@ pub fn find(store: &Store) -> Result<Option<Key>, OpsError> {
 
 /// The key; makes it if there is none yet. Where that can not be done, it is told, and there is none.
 pub(in crate::ops) async fn make(context: &Context<'_>) -> Result<Option<Key>, OpsError> {
+    let directory = context.store.root().join(DIRECTORY);
+    // It gets there whole, so what is there now has the key, if any.
+    let is_there = directory.exists();
     if let Some(key) = find(&context.store)? {
         return Ok(Some(key));
+    }
+    if is_there {
+        (context.report)(Progress::BrokenSshKey(directory));
+        return Ok(None);
     }
     match generate(&context.store).await {
         Ok(()) => {}
@@ -90,11 +98,7 @@ fn reason(error: &OpsError) -> String {
 
 /// Makes the directory with both halves, in one step; whoever comes second leaves that of the first.
 async fn generate(store: &Store) -> Result<(), OpsError> {
-    let draft = tempfile::Builder::new()
-        .prefix(".ssh-")
-        .permissions(std::fs::Permissions::from_mode(0o700))
-        .tempdir_in(store.root())
-        .map_err(FileError::of("create a directory in", store.root()))?;
+    let (draft, _lock) = files::scratch_dir(&store.scratch())?;
     let program = "ssh-keygen";
     let made = tokio::process::Command::new(program)
         .args(["-q", "-t", "ed25519", "-N", "", "-C", "ironboot", "-f"])
@@ -111,7 +115,7 @@ async fn generate(store: &Store) -> Result<(), OpsError> {
         return Err(failed(io::Error::other(status.to_string())).into());
     }
     files::sync_dir(draft.path())?;
-    let directory = store.root().join("ssh");
+    let directory = store.root().join(DIRECTORY);
     match renameat_with(CWD, draft.path(), CWD, &directory, RenameFlags::NOREPLACE) {
         // Renamed away, so there is nothing left to delete under the old name.
         Ok(()) => drop(draft.keep()),

@@ -186,14 +186,21 @@ fn what_killed_processes_left_goes_and_what_living_ones_have_stays() {
     }
     let held = Lock::exclusive(&store.path("tmp/.tmpheld"), Wait::No).unwrap();
     fs::create_dir_all(store.path("tmp/removed-full/ingest")).unwrap();
-    let names = [".tmpdead", "removed-dead", "removed-full"];
+    let left = store.path("tmp/.tmpdir");
+    fs::create_dir(&left).unwrap();
+    fs::write(left.join("id_ed25519"), "private").unwrap();
+    let (kept, lock) = files::scratch_dir(&store.path("tmp")).unwrap();
+    let names = [".tmpdead", ".tmpdir", "removed-dead", "removed-full"];
     let leftovers = names.map(|name| (ItemKind::Leftover, name.to_owned()));
     let dead = [(ItemKind::Lease, "lease-dead".to_owned())];
     let expected = [leftovers.to_vec(), dead.to_vec()].concat();
     assert_eq!(fixture.prune(Policy::default(), &[]), expected);
     let left = files::names(&store.path("tmp")).unwrap();
-    assert_eq!(left, [".tmpheld", "stranger"]);
-    drop((lease, held));
+    let kept_name = kept.path().file_name().unwrap().to_str().unwrap();
+    let mut expected = [kept_name, ".tmpheld", "stranger"];
+    expected.sort_unstable();
+    assert_eq!(left, expected);
+    drop((lease, held, lock));
 }
 
 #[test]
