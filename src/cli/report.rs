@@ -26,6 +26,10 @@ use crate::store::{StoreError, User};
 /// Signatures of which it is told why they do not count.
 const MAX_REFUSALS: usize = 8;
 
+/// What to do for want of the program that shares directories.
+pub(super) const NO_VIRTIOFSD: &str =
+    "install virtiofsd; on Debian 12 `apt-get install qemu-system-common` has it";
+
 /// What kind of error it is, for programs. The words are part of the contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -485,10 +489,7 @@ fn hypervisor(error: &HypervisorError) -> (Kind, Option<String>) {
         Error::NoProgram { program } => (
             Kind::Host,
             Some(match program.as_str() {
-                "virtiofsd" => {
-                    "install virtiofsd; on Debian 12 `apt-get install qemu-system-common` has it"
-                        .to_owned()
-                }
+                "virtiofsd" => NO_VIRTIOFSD.to_owned(),
                 "qemu-system-aarch64" => "on Debian: `apt-get install qemu-system-arm`".to_owned(),
                 _ => "on Debian: `apt-get install qemu-system-x86`".to_owned(),
             }),

@@ -318,7 +318,6 @@ fn every_check_has_a_status_and_what_is_not_well_is_counted_and_mended() {
     assert_eq!(output.status, 0);
     for (area, name) in [
         ("host", "KVM"),
-        ("host", "vsock"),
         ("host", "ssh"),
         ("x86_64", "QEMU"),
         ("aarch64", "uefi"),

@@ -6,6 +6,8 @@ use std::path::Path;
 use indicatif::HumanBytes;
 
 use crate::cli::doctor::{Finding, Level, Section, ok, with_source};
+use crate::cli::report::NO_VIRTIOFSD;
+use crate::cli::script::quoted;
 use crate::domain::Accelerator;
 use crate::files::Way;
 use crate::hypervisor::qemu::trial::Trial;
@@ -88,14 +90,12 @@ pub(super) fn host(facts: &HereFacts, trials: &[(Accelerator, Trial)]) -> Sectio
             tried(*accelerator, trial),
         );
     }
-    let vsock = device("/dev/vhost-vsock", &facts.vsock, "vhost_vsock", group);
-    section.add("vsock", vsock);
     for (name, path) in &facts.programs {
         let finding = match (path, *name) {
             (Some(path), _) => ok(path.display().to_string()),
             (None, "virtiofsd") => warn(
                 "is not installed; directories of the host are shared by it".to_owned(),
-                install("virtiofsd"),
+                Some(NO_VIRTIOFSD.to_owned()),
             ),
             (None, _) => warn(
                 "is not installed; SSH into guests needs it".to_owned(),
@@ -107,7 +107,7 @@ pub(super) fn host(facts: &HereFacts, trials: &[(Accelerator, Trial)]) -> Sectio
     section
 }
 
-/// A device that guests are faster or more talkative with.
+/// A device that guests are faster with.
 fn device(path: &str, opens: &Result<(), io::Error>, module: &str, group: Option<&str>) -> Finding {
     let Err(error) = opens else {
         return ok(format!("{path} opens"));
@@ -189,11 +189,12 @@ fn directory(facts: &StoreFacts, root: &Path) -> Finding {
     match &facts.way {
         Err(error) => return fail(format!("{shown}: {error}"), Some(elsewhere)),
         Ok(Way::Exposed(open)) => {
-            let open = open.display();
-            return fail(
-                format!("{shown} can be replaced by everybody who may write to {open}"),
-                Some(format!("`chmod o-w {open}`, or {elsewhere}")),
+            let message = format!(
+                "{shown} can be replaced by everybody who may write to {}",
+                open.display()
             );
+            let hint = format!("`chmod o-w {}`, or {elsewhere}", quoted(open));
+            return fail(message, Some(hint));
         }
         Ok(Way::Clear | Way::Nowhere) => {}
     }
@@ -256,7 +257,7 @@ pub(super) fn registries(facts: &RegistryFacts, trouble: Option<&SourceError>) -
         } else if file.readable_by_others {
             warn(
                 format!("{path} can be read by others"),
-                Some(format!("`chmod go-rwx {path}`")),
+                Some(format!("`chmod go-rwx {}`", quoted(&file.path))),
             )
         } else {
             let helpers = file.helpers.iter().map(|(program, _)| program.clone());
@@ -370,5 +371,9 @@ mod tests {
         ] {
             assert_eq!(levels(&found, root), [&[expected], &rest[..]].concat());
         }
+        // What is to be typed is one word to a shell.
+        let exposed = facts(Way::Exposed("/a b".into()), true);
+        let hint = directory(&exposed, Path::new("/a b/s")).hint.unwrap();
+        assert!(hint.starts_with("`chmod o-w '/a b'`, or "), "{hint}");
     }
 }

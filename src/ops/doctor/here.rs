@@ -29,8 +29,6 @@ pub struct HereFacts {
     pub kvm_group: Option<String>,
     /// What a boot under KVM has told, of this state of the host.
     pub verdict: Option<Verdict>,
-    /// Whether `/dev/vhost-vsock` opens.
-    pub vsock: Result<(), io::Error>,
     /// Programs, and where they are.
     pub programs: Vec<(&'static str, Option<PathBuf>)>,
 }
@@ -64,7 +62,6 @@ pub async fn here(context: &Context<'_>, search: &[PathBuf]) -> HereFacts {
         kvm: opens("/dev/kvm"),
         kvm_group: group_of(Path::new("/dev/kvm")),
         verdict,
-        vsock: opens("/dev/vhost-vsock"),
         programs: PROGRAMS
             .iter()
             .map(|(name, elsewhere)| (*name, find(name, search, elsewhere)))
