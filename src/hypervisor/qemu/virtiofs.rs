@@ -25,13 +25,10 @@ use crate::hypervisor::HypervisorError;
 use crate::hypervisor::qemu::options::text;
 use crate::hypervisor::qemu::{args, of_file, qmp};
 
-/// Where the program is: on the search path, or where Debian, Fedora and Arch have it beside it.
-const PLACES: [&str; 4] = [
-    "virtiofsd",
-    "/usr/libexec/virtiofsd",
-    "/usr/lib/qemu/virtiofsd",
-    "/usr/lib/virtiofsd",
-];
+/// Name of the program.
+pub const PROGRAM: &str = "virtiofsd";
+/// The directories where it is if not on the search path: Fedora's, Debian's and Arch's.
+pub const PLACES: [&str; 3] = ["/usr/libexec", "/usr/lib/qemu", "/usr/lib"];
 /// The descriptor of the socket in a daemon: the first that no process has for itself.
 const SOCKET_DESCRIPTOR: i32 = 3;
 /// The descriptor of the connection to the first daemon in QEMU, where the others follow.
@@ -47,9 +44,9 @@ const MAX_WORDS_BYTES: u64 = 64 << 10;
 const READ_ONLY: &str = r#"mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec "$@""#;
 
 /// A `virtiofsd` of this host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Program {
-    path: &'static str,
+    path: String,
     /// Whether it is the one that came after QEMU's.
     is_later: bool,
     /// Whether it can keep the guest from writing.
@@ -127,8 +124,9 @@ pub(super) async fn share(spec: &DomainSpec) -> Result<Daemons<'_>, HypervisorEr
 
 /// The first that is there.
 async fn find() -> Result<Program, HypervisorError> {
-    for path in PLACES {
-        let mut command = Command::new(path);
+    let elsewhere = PLACES.map(|place| format!("{place}/{PROGRAM}"));
+    for path in std::iter::once(PROGRAM.to_owned()).chain(elsewhere) {
+        let mut command = Command::new(&path);
         command.arg("--help").stdin(Stdio::null());
         let told = timeout(PATIENCE, command.kill_on_drop(true).output()).await;
         let Ok(Ok(output)) = told else {
@@ -145,13 +143,13 @@ async fn find() -> Result<Program, HypervisorError> {
         }
     }
     Err(HypervisorError::NoProgram {
-        program: "virtiofsd".to_owned(),
+        program: PROGRAM.to_owned(),
     })
 }
 
 impl Program {
     fn command(
-        self,
+        &self,
         spec: &DomainSpec,
         bind: &Bind,
         socket: Socket<'_>,
@@ -177,7 +175,7 @@ impl Program {
             }
             words.extend(["unshare", "--mount", "sh", "-c", READ_ONLY, &shared].map(str::to_owned));
         }
-        words.push(self.path.to_owned());
+        words.push(self.path.clone());
         words.push(match socket {
             Socket::Named(name) => format!("--socket-path={name}"),
             Socket::Inherited => format!("--fd={SOCKET_DESCRIPTOR}"),
@@ -200,7 +198,7 @@ impl Program {
     }
 
     fn spawn(
-        self,
+        &self,
         spec: &DomainSpec,
         number: usize,
         bind: &Bind,
@@ -283,7 +281,7 @@ mod tests {
         let spec = samples::direct(Machine::Amd64);
         let check = |program: (bool, bool), directory: &str, read_only: bool, expected: &str| {
             let program = Program {
-                path: "virtiofsd",
+                path: PROGRAM.to_owned(),
                 is_later: program.0,
                 has_read_only: program.1,
             };

@@ -7,14 +7,15 @@ use std::path::{Path, PathBuf};
 
 use crate::domain::Machine;
 use crate::files::{self, Way};
+use crate::hypervisor::qemu::virtiofs;
 use crate::ops::Context;
 use crate::ops::accelerator::{self, Verdict};
 
-/// Programs that some verbs call besides QEMU, and where they are if not in PATH.
+/// Programs that some verbs call besides QEMU, and the directories where they are if not in PATH.
 const PROGRAMS: [(&str, &[&str]); 3] = [
     ("ssh", &[]),
     ("ssh-keygen", &[]),
-    ("virtiofsd", &["/usr/libexec", "/usr/lib/qemu", "/usr/lib"]),
+    (virtiofs::PROGRAM, &virtiofs::PLACES),
 ];
 
 /// What this host is.
