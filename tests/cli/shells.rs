@@ -86,10 +86,20 @@ fn in_shell(sandbox: &Sandbox, wrapper: &[&str]) -> Command {
 /// Types each line with the key after it, and compares the words that the shell makes of it.
 fn check_on_terminal(program: &str, setup: &str, file: &str) {
     let (sandbox, _image, reference) = stocked();
+    check_cases(&sandbox, program, setup, file, &cases(&reference));
+}
+
+fn check_cases(
+    sandbox: &Sandbox,
+    program: &str,
+    setup: &str,
+    file: &str,
+    cases: &[(String, String)],
+) {
     fs::write(sandbox.path("home").join(file), setup).unwrap();
     // On a terminal of its own; whatever is wrong, it ends.
     let script = ["timeout", "60", "script", "-qfc", program, "/dev/null"];
-    let mut shell = in_shell(&sandbox, &script)
+    let mut shell = in_shell(sandbox, &script)
         .env("SHELL", "/bin/sh")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -111,12 +121,12 @@ fn check_on_terminal(program: &str, setup: &str, file: &str) {
         seen
     };
     until(&format!("{PROMPT}>"));
-    for (typed, expected) in cases(&reference) {
+    for (typed, expected) in cases {
         keys.write_all(format!("show {typed}\t\r").as_bytes())
             .unwrap();
         let seen = until(END);
         let shown = seen.trim_end_matches(END).lines().last().unwrap();
-        assert_eq!(shown, expected, "{program}: {typed}");
+        assert_eq!(&shown, expected, "{program}: {typed}");
         until(&format!("{PROMPT}>"));
     }
     keys.write_all(b"exit\r").unwrap();
@@ -124,16 +134,47 @@ fn check_on_terminal(program: &str, setup: &str, file: &str) {
     shell.wait().unwrap();
 }
 
-#[test]
-fn bash_completes_what_it_splits_at_colons_as_well() {
-    let setup = format!(
+const BASH: &str = "bash --noprofile --rcfile bashrc -i";
+
+fn bashrc() -> String {
+    format!(
         "PS1='{PROMPT}>'\n\
          eval \"$(ironboot completion bash)\"\n\
          complete -F _ironboot show\n\
          show() {{ printf '<%s>' \"$@\"; printf '{END}'; }}\n\
          bind 'set enable-bracketed-paste off'\n"
-    );
-    check_on_terminal("bash --noprofile --rcfile bashrc -i", &setup, "bashrc");
+    )
+}
+
+#[test]
+fn bash_completes_what_it_splits_at_colons_as_well() {
+    check_on_terminal(BASH, &bashrc(), "bashrc");
+}
+
+#[test]
+fn bash_executes_nothing_of_what_a_file_is_called() {
+    let sandbox = Sandbox::new();
+    let mut cases = Vec::new();
+    for (number, name) in [
+        "$(touch ran)",
+        "`touch ran`",
+        "a\"$(touch ran)\"",
+        "\\$(touch ran)",
+        "a'$(touch ran)'",
+    ]
+    .iter()
+    .enumerate()
+    {
+        // The shell closes the quote itself.
+        let directory = sandbox.path("home").join(format!("odd{number}"));
+        fs::create_dir_all(directory.join(name)).unwrap();
+        for quote in ["\"", "'", ""] {
+            let typed = format!("plan {quote}oci:odd{number}/");
+            cases.push((typed, format!("<plan><oci:odd{number}/{name}/>")));
+        }
+    }
+    check_cases(&sandbox, BASH, &bashrc(), "bashrc", &cases);
+    assert!(!sandbox.path("home/ran").exists());
 }
 
 #[test]

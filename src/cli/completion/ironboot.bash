@@ -17,7 +17,7 @@ _ironboot() {
             words[-1]+=$word
         fi
     done
-    local quote=
+    local sign quote=
     [[ ${words[-1]} != [\"\']* ]] || quote=${words[-1]:0:1}
     words[-1]=${words[-1]#"$quote"}
 
@@ -27,9 +27,18 @@ _ironboot() {
     while IFS=$'\t' read -r candidate _; do
         [[ $candidate != *[/:=] ]] || compopt -o nospace
         candidate=${candidate#"$kept"}
-        if [[ -z $quote && $candidate == *[![:alnum:]_./:=@%+,-]* ]]; then
-            printf -v candidate %q "$candidate"
-        fi
+        # What somebody has called a file must stay a word, and not become a command.
+        case $quote in
+        \') candidate=${candidate//\'/\'\\\'\'} ;;
+        \")
+            for sign in \\ \" \$ \`; do
+                candidate=${candidate//"$sign"/\\"$sign"}
+            done
+            ;;
+        *)
+            [[ $candidate != *[![:alnum:]_./:=@%+,-]* ]] || printf -v candidate %q "$candidate"
+            ;;
+        esac
         COMPREPLY+=("$candidate")
     done < <(ironboot complete -- "${words[@]}" 2>/dev/null)
 }
