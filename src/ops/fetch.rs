@@ -2,6 +2,7 @@
 //! own while the next bytes arrive, resumed where a connection broke.
 
 use std::error::Error;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,8 @@ const MAX_BREAKS: u32 = 4;
 const PROGRESS_BYTES: u64 = 64 << 10;
 /// Somebody who is waited for so long is told of.
 const LONG: Duration = Duration::from_secs(2);
+/// How long a claim that is not wanted any more is waited for.
+const MOMENT: Duration = Duration::from_millis(500);
 /// First pause after a break; doubled each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 
@@ -96,8 +99,16 @@ async fn fetch_one(
         if *stopped.borrow() {
             return Ok(None);
         }
-        let claimed = unless_stopped(&mut stopped, claim(context, lease, &item)).await;
-        let Some(mut ingest) = claimed.transpose()?.flatten() else {
+        let mut claiming = pin!(claim(context, lease, &item));
+        let Some(claimed) = unless_stopped(&mut stopped, &mut claiming).await else {
+            // What is just being made for it goes again; whoever waits for another process has made
+            // nothing.
+            if let Ok(Ok(Some(ingest))) = tokio::time::timeout(MOMENT, claiming).await {
+                blocking(move || ingest.abandon()).await?;
+            }
+            return Ok(None);
+        };
+        let Some(mut ingest) = claimed? else {
             return Ok(None);
         };
         if is_anew {

@@ -216,8 +216,9 @@ fn debian_with_a_kernel_of_another_machine_is_not_started() {
     let debian = Debian::new();
     let kernel = files(FOREIGN).join("vmlinuz");
     let (ended, test) = debian.test(Some(("kernel", kernel)), &["--boot=direct"]);
-    ended.with_code(125);
-    let message = test["error"]["message"].as_str().unwrap();
+    ended.with_code(1);
+    assert_eq!(test["verdict"], "fail");
+    let message = test["reason"]["message"].as_str().unwrap();
     assert!(message.ends_with(&format!("is for {FOREIGN}, not {OWN}")));
 }
 
