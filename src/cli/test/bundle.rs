@@ -53,7 +53,7 @@ impl Shelf {
     /// A place for what is kept of a test, gone again if nothing is.
     pub(super) fn place(&self) -> Result<TempDir, Report> {
         let place = tempfile::Builder::new().prefix(".new-").tempdir_in(&self.0);
-        Ok(place.map_err(FileError::of("create a directory in", &self.0))?)
+        place.map_err(unwritable(&self.0))
     }
 
     /// Keeps what is in `place` under the test's name, instead of what an earlier call has kept of the

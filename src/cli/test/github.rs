@@ -5,8 +5,6 @@ use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
 
-use crate::files::FileError;
-
 use super::{Judged, Verdict};
 
 /// The commands that annotate, one a line.
@@ -25,7 +23,7 @@ pub(super) fn annotations(all: &[Judged]) -> String {
 }
 
 /// Adds the table to the file of the summary.
-pub(super) fn summarize(all: &[Judged], summary: &Path) -> Result<(), FileError> {
+pub(super) fn summarize(all: &[Judged], summary: &Path) -> io::Result<()> {
     let mut table =
         "### ironboot test\n\n| test | verdict | seconds | why |\n|---|---|---:|---|\n".to_owned();
     for judged in all {
@@ -41,11 +39,8 @@ pub(super) fn summarize(all: &[Judged], summary: &Path) -> Result<(), FileError>
         let verdict = judged.verdict().as_str();
         table.push_str(&format!("| {name} | {verdict} | {seconds} | {why} |\n"));
     }
-    let append = || -> io::Result<()> {
-        let mut file = OpenOptions::new().append(true).create(true).open(summary)?;
-        file.write_all(table.as_bytes())
-    };
-    append().map_err(FileError::of("write", summary))
+    let mut file = OpenOptions::new().append(true).create(true).open(summary)?;
+    file.write_all(table.as_bytes())
 }
 
 /// A message as a command takes it.

@@ -55,39 +55,23 @@ fn case(writer: &mut Writer<Vec<u8>>, judged: &Judged) -> io::Result<()> {
         ("name", name.as_str()),
         ("time", time.as_str()),
     ]);
-    let (tag, kind, message, details) = match &judged.result {
-        Err(report) => (
-            match judged.verdict() {
-                Verdict::Error => "error",
-                Verdict::Fail | Verdict::Pass => "failure",
-            },
-            report.kind.as_str(),
-            report.message.clone(),
-            report.to_text(),
-        ),
-        Ok(tested) => match &tested.course.failed {
-            None => {
-                element.write_empty()?;
-                return Ok(());
-            }
-            Some(reason) => {
-                let line = reason.line.as_deref().unwrap_or_default();
-                let details = format!("{}\n{line}\n{}", reason.message, reason.failure.hint());
-                (
-                    "failure",
-                    reason.failure.as_str(),
-                    reason.message.clone(),
-                    details,
-                )
-            }
-        },
+    let Some(why) = judged.why() else {
+        element.write_empty()?;
+        return Ok(());
     };
+    let tag = match judged.verdict() {
+        Verdict::Error => "error",
+        Verdict::Fail | Verdict::Pass => "failure",
+    };
+    let causes = why.causes.iter().map(String::as_str);
+    let details = [why.message].into_iter().chain(causes);
+    let details: Vec<&str> = details.chain(why.line).chain(why.hint).collect();
     element.write_inner_content(|writer| {
-        let message = clean(&message);
+        let message = clean(why.message);
         writer
             .create_element(tag)
-            .with_attributes([("type", kind), ("message", message.as_str())])
-            .write_text_content(BytesText::new(&clean(&details)))?;
+            .with_attributes([("type", why.kind), ("message", message.as_str())])
+            .write_text_content(BytesText::new(&clean(&details.join("\n"))))?;
         if let Some(course) = course {
             writer
                 .create_element("system-out")

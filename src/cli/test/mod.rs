@@ -49,6 +49,17 @@ struct Judged {
     bundle: Option<PathBuf>,
 }
 
+/// Why a test has not passed, whether its guest has failed or it could not be tested.
+#[derive(Debug)]
+struct Why<'a> {
+    kind: &'a str,
+    message: &'a str,
+    causes: &'a [String],
+    /// The line of the console that tells.
+    line: Option<&'a str>,
+    hint: Option<&'a str>,
+}
+
 /// A verdict in one word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {
@@ -78,20 +89,32 @@ impl Judged {
         }
     }
 
-    /// Why it has not passed, in one line.
-    fn headline(&self) -> String {
+    /// Why it has not passed, if it has not.
+    fn why(&self) -> Option<Why<'_>> {
         match &self.result {
-            Err(report) => report.message.clone(),
-            Ok(tested) => tested
-                .course
-                .failed
-                .as_ref()
-                .map_or_else(String::new, |reason| {
-                    let line = reason.line.as_ref().map(|line| format!(": {line}"));
-                    let kind = reason.failure.as_str();
-                    format!("{kind}: {}{}", reason.message, line.unwrap_or_default())
-                }),
+            Err(report) => Some(Why {
+                kind: report.kind.as_str(),
+                message: &report.message,
+                causes: &report.causes,
+                line: None,
+                hint: report.hint.as_deref(),
+            }),
+            Ok(tested) => tested.course.failed.as_ref().map(|reason| Why {
+                kind: reason.failure.as_str(),
+                message: &reason.message,
+                causes: &[],
+                line: reason.line.as_deref(),
+                hint: Some(reason.failure.hint()),
+            }),
         }
+    }
+
+    /// The same in one line; empty if it has passed.
+    fn headline(&self) -> String {
+        self.why().map_or_else(String::new, |why| {
+            let line = why.line.map(|line| format!(": {line}"));
+            format!("{}: {}{}", why.kind, why.message, line.unwrap_or_default())
+        })
     }
 
     /// The exit status that it asks for.
@@ -200,7 +223,7 @@ fn publish(judged: &[Judged], args: &TestArgs, seconds: f64) -> Result<(), Repor
         // A runner that has gone reads nothing any more.
         drop(io::stderr().write_all(github::annotations(judged).as_bytes()));
         if let Some(summary) = &github.summary {
-            github::summarize(judged, summary)?;
+            github::summarize(judged, summary).map_err(unwritable(summary))?;
         }
     }
     Ok(())
@@ -217,6 +240,21 @@ fn ended(
     if judged.len() > 1 {
         text.push_str(&verdict::sum(judged));
     }
+    let mut reproduced = Value::Null;
+    if let (Some(kept), [object]) = (kept, &objects[..]) {
+        let now = bundle::outcome(object);
+        let is_same = now == kept.outcome;
+        let then = Printable(&kept.outcome);
+        let is_tested = judged.iter().all(|one| one.verdict() != Verdict::Error);
+        text.push_str(&match (is_same, is_tested) {
+            (true, _) => format!("as it was kept: {now}\n"),
+            (false, true) => format!("not as it was kept: {then} then\n"),
+            (false, false) => format!("not tested again; {then} then\n"),
+        });
+        if is_same || is_tested {
+            reproduced = json!(is_same);
+        }
+    }
     let count = |verdict| judged.iter().filter(|one| one.verdict() == verdict).count();
     let mut json = json!({
         "passed": count(Verdict::Pass),
@@ -225,20 +263,8 @@ fn ended(
         "seconds": seconds,
         "tests": objects,
     });
-    if let (Some(kept), [object]) = (
-        kept,
-        &json["tests"].as_array().cloned().unwrap_or_default()[..],
-    ) {
-        let now = bundle::outcome(object);
-        let is_same = now == kept.outcome;
-        let then = Printable(&kept.outcome);
-        let is_tested = object["verdict"] != "error";
-        text.push_str(&match (is_same, is_tested) {
-            (true, _) => format!("as it was kept: {now}\n"),
-            (false, true) => format!("not as it was kept: {then} then\n"),
-            (false, false) => format!("not tested again; {then} then\n"),
-        });
-        json["reproduced"] = json!((is_same || is_tested).then_some(is_same));
+    if kept.is_some() {
+        json["reproduced"] = reproduced;
     }
     Ended {
         output: Output::Both { text, json },

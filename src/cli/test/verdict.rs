@@ -26,20 +26,17 @@ pub(super) fn object(judged: &Judged, script: &Script, store: &Store) -> Value {
         "reason": null,
         "artifacts": judged.bundle,
     });
+    if judged.verdict() == Verdict::Fail {
+        object["reason"] = json!(judged.why().map(|why| json!({
+            "kind": why.kind,
+            "message": why.message,
+            "line": why.line,
+            "hint": why.hint,
+        })));
+    }
     match &judged.result {
-        Err(report) => {
-            object["error"] = report.to_json()["error"].take();
-            if judged.verdict() == Verdict::Fail {
-                object["reason"] = json!({
-                    "kind": report.kind.as_str(),
-                    "message": report.message,
-                    "line": null,
-                    "hint": report.hint,
-                });
-            }
-        }
+        Err(report) => object["error"] = report.to_json()["error"].take(),
         Ok(tested) => {
-            object["reason"] = json!(tested.course.failed.as_ref().map(reason));
             let fields = [plan(tested, store), course(&tested.course, script)];
             for fields in fields {
                 if let (Value::Object(object), Value::Object(fields)) = (&mut object, fields) {
@@ -71,7 +68,7 @@ pub(super) fn machine(tested: &Tested) -> Value {
 }
 
 /// The plan of the image that was tested.
-pub(super) fn plan(tested: &Tested, store: &Store) -> Value {
+fn plan(tested: &Tested, store: &Store) -> Value {
     let prepared = &tested.prepared;
     let planned = Planned {
         plan: &prepared.plan,
@@ -80,15 +77,6 @@ pub(super) fn plan(tested: &Tested, store: &Store) -> Value {
     };
     let fetched = Some(prepared.fetched_bytes);
     output::plan(&prepared.selected, Some(planned), store, fetched)
-}
-
-fn reason(reason: &Reason) -> Value {
-    json!({
-        "kind": reason.failure.as_str(),
-        "message": reason.message,
-        "line": reason.line,
-        "hint": reason.failure.hint(),
-    })
 }
 
 fn course(course: &Course, script: &Script) -> Value {
